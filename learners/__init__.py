@@ -1,0 +1,1 @@
+"""How a model changes without forgetting: strategies, training, evaluation, artifacts."""

@@ -1,0 +1,1 @@
+"""What was said, and what to rehearse: records, the durable ledger, the replay buffer."""

@@ -1,0 +1,1 @@
+"""Answering, measuring, changing over: the daemon."""

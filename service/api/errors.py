@@ -1,0 +1,84 @@
+"""The one table from errors to HTTP: status, OpenAI's `type`, and a code that programs may test.
+
+`describe` is pure and serves the gateway too; `install` teaches it to the control app.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from service import errors
+
+log = structlog.get_logger(__name__)
+
+
+class Answer(NamedTuple):
+    """How an error looks from outside."""
+
+    status: int
+    type: str
+    code: str
+
+
+TABLE: dict[type[BaseException], Answer] = {
+    errors.InvalidRequest: Answer(400, "invalid_request_error", "invalid_request"),
+    errors.Unauthenticated: Answer(401, "authentication_error", "invalid_api_key"),
+    errors.Forbidden: Answer(403, "permission_error", "insufficient_scope"),
+    errors.NotFound: Answer(404, "invalid_request_error", "not_found"),
+    errors.Conflict: Answer(409, "invalid_request_error", "conflict"),
+    errors.ArtifactInvalid: Answer(409, "invalid_request_error", "artifact_invalid"),
+    errors.TooLarge: Answer(413, "invalid_request_error", "too_large"),
+    errors.NotReady: Answer(503, "server_error", "not_ready"),
+    errors.StorageFailed: Answer(503, "server_error", "storage_failed"),
+    errors.BaseUnavailable: Answer(503, "server_error", "base_unavailable"),
+    errors.LearndError: Answer(500, "server_error", "internal_error"),
+}
+UNKNOWN = Answer(500, "server_error", "internal_error")
+
+
+def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
+    """Status and body in OpenAI's form; an error that is not ours says nothing of the inside."""
+    answer = next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), UNKNOWN)
+    if isinstance(error, errors.LearndError):
+        return answer.status, _body(answer, error.message, error.param)
+    return answer.status, _body(answer, "internal error: the daemon's log says more, under this request's id", None)
+
+
+def install(app: FastAPI) -> None:
+    """Let the app answer every error, its own and the framework's, in OpenAI's form."""
+    app.add_exception_handler(errors.LearndError, _ours)
+    app.add_exception_handler(HTTPException, _framework)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+def respond(error: BaseException) -> JSONResponse:
+    """The error as a response."""
+    status, body = describe(error)
+    headers = {503: {"retry-after": "1"}, 401: {"www-authenticate": "Bearer"}}.get(status)
+    return JSONResponse(body, status, headers)
+
+
+async def _ours(_: Request, error: Exception) -> JSONResponse:
+    return respond(error)
+
+
+async def _framework(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = HTTPStatus(error.status_code).name.lower()
+    answer = Answer(error.status_code, "invalid_request_error", code)
+    return JSONResponse(_body(answer, str(error.detail), None), error.status_code, error.headers)
+
+
+async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
+    log.error("request_failed", path=request.url.path, exc_info=error)
+    return respond(error)
+
+
+def _body(answer: Answer, message: str, param: str | None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": answer.type, "param": param, "code": answer.code}}

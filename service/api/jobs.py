@@ -1,0 +1,35 @@
+"""`/api/jobs`: what was learned, what is being learned, and a job by hand."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from service.api.bodies import listing
+from service.door import Json, KeeperDoor
+
+
+class JobsApi:
+    """The routes of learning jobs."""
+
+    def __init__(self, keeper: KeeperDoor) -> None:
+        self._keeper = keeper
+
+    def router(self) -> APIRouter:
+        """Each path with what answers it."""
+        router = APIRouter(prefix="/api", tags=["jobs"])
+        router.add_api_route("/lines/{line}/train", self.train, methods=["POST"], status_code=202)
+        router.add_api_route("/jobs", self.jobs, methods=["GET"])
+        router.add_api_route("/jobs/{job}", self.job, methods=["GET"])
+        return router
+
+    async def train(self, line: str) -> Json:
+        """Ask for a job now, whatever the triggers say."""
+        return await self._keeper.train(line)
+
+    async def jobs(self, line: str | None = None) -> Json:
+        """Jobs, newest first."""
+        return listing(await self._keeper.jobs(line))
+
+    async def job(self, job: str) -> Json:
+        """One job with its progress and its gate's verdict."""
+        return await self._keeper.job(job)

@@ -1,0 +1,1 @@
+"""An airline's care desk: the whole loop on real text, over HTTP only."""

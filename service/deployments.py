@@ -1,0 +1,196 @@
+"""The door to Ray: the cluster, the keeper's actor, and the two Serve deployments (`service.remote` has the keeper's far side and the jobs).
+
+Nothing is decided here. Each part is built from plain classes that know no Ray (`Keeper`, `Gateway`, `Residency`,
+`api.build`), wrapped, named and placed. `service.app` calls it all in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from typing import Any
+
+import ray
+from learners.base import BaseModel
+from learners.base import prepare as prepare_base
+from ray import serve
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.serve.config import HTTPOptions
+
+from service.api import build
+from service.engines.base import Engine
+from service.engines.vllm import VllmEngine
+from service.gateway import Gateway
+from service.keeper import Keeper
+from service.logs import configure
+from service.remote import KEEPER, NAMESPACE, RayLauncher, RemoteKeeper
+from service.residency import Residency
+from service.settings import Settings
+
+# The cluster.
+
+
+def start_cluster(settings: Settings) -> None:
+    """Start a Ray on this machine's loopback, or join the one at `cluster.address`; no usage reports either way."""
+    where: dict[str, Any] = {"address": settings.cluster.address}
+    if settings.cluster.address is None:
+        cpus = max(os.cpu_count() or 1, _cpus_needed(settings))
+        where = {"num_cpus": cpus, "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    ray.init(namespace=NAMESPACE, log_to_driver=settings.logging.level == "debug", logging_level="warning", **where)
+    options = HTTPOptions(host=settings.http.host, port=settings.http.port)
+    serve.start(http_options=options, logging_config={"enable_access_log": False, "log_level": "WARNING"})
+
+
+def stop_cluster() -> None:
+    """Stop Serve and Ray; a joined cluster keeps running without us."""
+    with contextlib.suppress(Exception):  # the daemon is leaving: what cannot be stopped dies with the session
+        serve.shutdown()
+    ray.shutdown()
+
+
+def _cpus_needed(settings: Settings) -> int:
+    """Logical CPUs for all that runs at once: Ray counts places, not cores, and the kernel shares the cores."""
+    replicas = max(settings.engine.replicas, int(settings.engine.autoscaling.get("max_replicas", 1)))
+    return int(replicas * settings.engine.cpus + settings.training.workers * settings.training.cpus_per_worker) + 2
+
+
+@ray.remote(num_cpus=0)
+def _prepare(source: str) -> BaseModel:
+    return prepare_base(source)
+
+
+def prepare(source: str) -> BaseModel:
+    """The base, made ready where the replicas run and not in this process, which stays small."""
+    try:
+        return ray.get(_prepare.remote(source))
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+# The keeper.
+
+
+class KeeperActor:
+    """The keeper in a process of its own; it starts at the first call, also after a crash."""
+
+    def __init__(self, settings: Settings, base: BaseModel) -> None:
+        configure(settings.logging)
+        self._keeper = Keeper(settings, base, RayLauncher(settings))
+        self._starting: asyncio.Task[None] | None = None
+
+    async def call(self, verb: str, *arguments: Any) -> Any:
+        """One method of `KeeperDoor`, by name: the callers are `RemoteKeeper`'s own methods."""
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._keeper.start())
+        await asyncio.shield(self._starting)
+        return await getattr(self._keeper, verb)(*arguments)
+
+    async def close(self) -> None:
+        """Finish what is written, seal, let go of the database."""
+        if self._starting is not None:
+            await self._starting
+            await self._keeper.close()
+
+
+def start_keeper(settings: Settings, base: BaseModel) -> RemoteKeeper:
+    """Start the keeper's actor; Ray starts it again whenever it dies, and it goes on from its database."""
+    actor = ray.remote(KeeperActor).options(
+        name=KEEPER, namespace=NAMESPACE, num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=2000
+    )
+    actor.remote(settings, base)
+    return RemoteKeeper()
+
+
+def stop_keeper(timeout_seconds: float) -> None:
+    """Close the keeper in order."""
+    actor = ray.get_actor(KEEPER, namespace=NAMESPACE)
+    with contextlib.suppress(GetTimeoutError, RayActorError):  # its database is safe at any instant
+        ray.get(actor.close.remote(), timeout=timeout_seconds)
+    ray.kill(actor)
+
+
+# The two applications.
+
+
+@serve.deployment(name="control", num_replicas=1, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
+@serve.ingress()
+class Control:
+    """`/`: feedback, administration, metrics, health. It answers while engines start or restart."""
+
+    def __init__(self, settings: Settings) -> None:
+        configure(settings.logging)
+        self._settings = settings
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """The control app over the remote keeper."""
+        return build(RemoteKeeper(), self._settings)
+
+
+@serve.deployment(name="engine", max_ongoing_requests=1000, health_check_period_s=5, graceful_shutdown_wait_loop_s=0.5)
+@serve.ingress()
+class EngineReplica:
+    """`/v1`: vLLM's own app behind the gateway, and the loop that keeps this replica's adapters as desired."""
+
+    async def __init__(self, settings: Settings, base: BaseModel) -> None:
+        configure(settings.logging)
+        keeper = RemoteKeeper()
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._engine: Engine = await VllmEngine.start(settings, base)
+        self._residency = Residency(self._engine, keeper, replica, base_name=settings.base.served_name)
+        await self._residency.start()
+        self._gateway = Gateway(self._engine.app, self._residency, keeper, settings)
+        self._loop = asyncio.create_task(self._residency.run())
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """The gateway in front of vLLM's app."""
+        return self._gateway
+
+    async def check_health(self) -> None:
+        """Raise when the engine died or the residency loop ended: Serve then replaces this replica."""
+        await self._engine.check()
+        if self._loop.done():
+            self._loop.result()
+            raise RuntimeError("the residency loop has ended")
+
+    async def shutdown(self) -> None:
+        """Record what is queued, then let the engine go."""
+        await self._gateway.close()
+        self._loop.cancel()
+        await self._engine.close()
+
+    __del__ = shutdown  # Serve awaits a replica's destructor after it has drained
+
+
+def run_control(settings: Settings) -> None:
+    """Serve the control app at `/`."""
+    serve.run(Control.bind(settings), name="control", route_prefix="/")
+
+
+def run_engine(settings: Settings, base: BaseModel) -> None:
+    """Serve the engine at `/v1`; returns when its replicas hold their champions and answer."""
+    spec = settings.engine
+    scale: dict[str, Any] = (
+        {"autoscaling_config": spec.autoscaling} if spec.autoscaling else {"num_replicas": spec.replicas}
+    )
+    replica = EngineReplica.options(
+        ray_actor_options={
+            "num_cpus": spec.cpus,
+            "num_gpus": spec.gpus,
+            "runtime_env": {"env_vars": _engine_env(settings)},
+        },
+        graceful_shutdown_timeout_s=settings.cluster.drain_seconds,
+        **scale,
+    )
+    serve.run(replica.bind(settings, base), name="engine", route_prefix="/v1")
+
+
+def stop_apps() -> None:
+    """Take no new requests, drain the running ones within their deadline, then stop the control app."""
+    serve.delete("engine")
+    serve.delete("control")
+
+
+def _engine_env(settings: Settings) -> dict[str, str]:
+    threads = settings.engine.threads or os.cpu_count() or 1
+    return VllmEngine.environment(settings) | {"OMP_NUM_THREADS": str(threads)}

@@ -1,0 +1,161 @@
+"""vLLM as an engine: its own OpenAI server over `AsyncLLM`, in this process, one hop from the client.
+
+With the plug-in beside it, the only door to vLLM. Adapters are loaded under our own names and ids, never in place: an
+adapter that is reloaded under its name would be served with the old one's prefix cache (vllm#42125).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+from starlette.types import ASGIApp
+
+from service.engines.vllm_cpu import SWITCH
+from service.errors import ArtifactInvalid, NotReady
+from service.settings import Settings
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The maximal ranks that vLLM can be built for."""
+
+SPARE_ADAPTERS = 2
+"""Kept beside the resident ones, so that loading the next before dropping the last evicts none that is in use."""
+
+
+class HasPath(Protocol):
+    """A base model that is ready on disk: `learners.base.BaseModel` is one."""
+
+    @property
+    def path(self) -> Path:
+        """Its Hugging Face folder."""
+        ...
+
+
+class VllmEngine:
+    """An `Engine` over vLLM; made by `start`."""
+
+    def __init__(self, client: Any, app: Any) -> None:
+        self._client = client
+        self._app = app
+        self._adapters: dict[str, Any] = {}
+        """The lora requests by name. vLLM's server routes by a table of its own, kept equal to this one."""
+
+    @classmethod
+    async def start(cls, settings: Settings, base: HasPath) -> Self:
+        """Start the engine's processes and build its app; returns when it can answer."""
+        os.environ |= cls.environment(settings)
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        args = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments(settings, base.path))
+        client = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args))
+        tasks = await client.get_supported_tasks()
+        app = build_app(args, tasks, client.model_config)
+        await init_app_state(client, app.state, args, tasks)
+        return cls(client, app)
+
+    @staticmethod
+    def environment(settings: Settings) -> dict[str, str]:
+        """What vLLM reads from its environment: set before it is imported, inherited by its processes."""
+        variables = {
+            "HF_HUB_OFFLINE": "1",  # the base lies on disk by now: nothing is to be fetched
+            "VLLM_API_KEY": "",  # keys are the gateway's business
+            SWITCH: "1" if settings.engine.has_grouped_lora else "0",
+            "OMP_NUM_THREADS": str(settings.engine.threads or os.cpu_count() or 1),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # replicas and jobs share the cores: the kernel moves them better
+        }
+        if not settings.telemetry.is_on:
+            variables |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        return variables
+
+    @property
+    def app(self) -> ASGIApp:
+        """The FastAPI app that vLLM builds."""
+        return self._app  # type: ignore[no-any-return] # vLLM is untyped
+
+    async def load(self, name: str, path: Path, int_id: int) -> None:
+        """Load the adapter in `path`; vLLM reads and checks it before it evicts anything."""
+        if name in self._adapters:
+            return
+        from vllm.lora.request import LoRARequest
+
+        request = LoRARequest(lora_name=name, lora_int_id=int_id, lora_path=str(path))
+        try:
+            await self._client.add_lora(request)
+        except Exception as error:
+            await self.check()
+            raise ArtifactInvalid(f"vLLM cannot load {name} from {path}: {error}") from error
+        self._adapters[name] = self._served[name] = request
+
+    async def unload(self, name: str) -> None:
+        """Take the adapter out of vLLM's server, then out of the engine."""
+        request = self._adapters.pop(name, None)
+        if request is not None:
+            self._served.pop(name, None)
+            await self._client.remove_lora(request.lora_int_id)
+
+    async def logprobs(self, name: str | None, token_ids: Sequence[int]) -> list[float]:
+        """Score the tokens as a prompt; the prefix cache is not read for these."""
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import SamplingParams
+
+        ids = list(token_ids)
+        outputs = self._client.generate(
+            TokensPrompt(prompt_token_ids=ids),
+            SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False),
+            f"probe-{uuid.uuid4().hex}",
+            lora_request=self._adapters[name] if name is not None else None,
+        )
+        *_, last = [output async for output in outputs]
+        return [found[token].logprob for token, found in zip(ids[1:], last.prompt_logprobs[1:], strict=True)]
+
+    async def check(self) -> None:
+        """Ask vLLM whether its core lives."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            await self._client.check_health()
+        except EngineDeadError as error:
+            raise NotReady(f"vLLM's engine is dead, this replica must be replaced: {error}") from error
+
+    async def close(self) -> None:
+        """End vLLM's processes; it blocks, so it runs in a thread."""
+        await asyncio.to_thread(self._client.shutdown)
+
+    @property
+    def _served(self) -> dict[str, Any]:
+        return self._app.state.openai_serving_models.lora_requests  # type: ignore[no-any-return] # vLLM is untyped
+
+
+def arguments(settings: Settings, folder: Path) -> list[str]:
+    """The settings as vLLM's command line has them; `engine.extra_args` come last and win."""
+    base, engine = settings.base, settings.engine
+    options = {
+        "model": str(folder),
+        "served-model-name": base.served_name,
+        "dtype": base.dtype,
+        "max-model-len": base.max_model_len,
+        "max-num-seqs": engine.max_num_seqs,
+        "max-loras": base.max_resident,
+        "max-cpu-loras": base.max_resident + SPARE_ADAPTERS,
+        "max-lora-rank": min(rank for rank in RANKS if rank >= base.max_rank),
+    }
+    flags = ["--enable-lora"]
+    if torch.cuda.is_available():
+        options["gpu-memory-utilization"] = engine.gpu_memory_utilization
+    else:
+        options["kv-cache-memory-bytes"] = int(engine.kv_cache_gib * 2**30)
+        flags.append("--enforce-eager")  # compiling takes a minute of the start and gains nothing on CPUs
+    if engine.tool_call_parser:
+        options["tool-call-parser"] = engine.tool_call_parser
+        flags.append("--enable-auto-tool-choice")
+    return [*(f"--{name}={value}" for name, value in options.items()), *flags, *engine.extra_args]

@@ -1,0 +1,163 @@
+"""The ledger as the daemon uses it: asynchronous, measured, its failures told as ours. Owned by the keeper.
+
+`do` is the one way to the database for everybody in the keeper's process; what it returns is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from replay import ledger
+from replay.records import Feedback, Interaction, Receipt
+from replay.writer import Work, WriteFailed, Writer
+from service.door import Json
+from service.errors import Conflict, LearndError, NotFound, StorageFailed
+from service.metrics import Metrics
+from service.settings import Settings
+
+T = TypeVar("T")
+
+PROBE_BYTES = 2**16
+"""What must fit on the disk before the ledger counts as writing again after a failure."""
+
+
+class Storage:
+    """The ledger and its archive under the data directory."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, clock: Callable[[], float]) -> None:
+        self._folder = settings.data_dir
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
+        self._has_failed = False
+        self._writer: Writer | None = None
+
+    @property
+    def archive(self) -> Path:
+        """Where sealed segments are."""
+        return self._folder / "archive"
+
+    @property
+    def writer(self) -> Writer:
+        """The writer, for those that wait for it in threads of their own; raises `StorageFailed` when closed."""
+        if self._writer is None:
+            raise StorageFailed("the ledger is not open: the daemon is starting or stopping")
+        return self._writer
+
+    async def open(self) -> None:
+        """Open and lock the ledger, and make the tables that are missing; raises `StorageFailed`."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        seconds = self._settings.ledger.group_commit_seconds
+        try:
+            self._writer = await asyncio.to_thread(Writer, self._folder / "ledger.db", seconds, self._metrics.saw_commit)
+        except WriteFailed as error:
+            raise StorageFailed(str(error)) from error
+        await self.do(ledger.create)
+
+    async def close(self) -> None:
+        """Finish what was asked, then let go of the file."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            await asyncio.to_thread(writer.close)
+
+    async def do(self, work: Work[T]) -> T:
+        """Do `work` on the connection; returns once it is on disk. Raises `StorageFailed`, or what the work raised."""
+        began = time.perf_counter()
+        try:
+            value = await asyncio.wrap_future(self.writer.submit(work))
+        except WriteFailed as error:
+            self._has_failed = True
+            self._metrics.saw_write_failure()
+            raise StorageFailed(str(error)) from error
+        self._metrics.saw_write(time.perf_counter() - began)
+        return value
+
+    async def feedback(self, items: Sequence[Feedback]) -> list[Receipt | LearndError]:
+        """See `KeeperDoor.feedback`."""
+        outcomes = await self.do(lambda conn: [_give(conn, item, self.archive) for item in items])
+        for item, outcome in zip(items, outcomes, strict=True):
+            self._metrics.saw_feedback(item, outcome)
+        return outcomes
+
+    async def feedback_by_id(self, feedback_id: str) -> Json:
+        """See `KeeperDoor.feedback_by_id`."""
+        view = await self.do(lambda conn: ledger.feedback_view(conn, feedback_id))
+        if view is None:
+            raise NotFound(f"no feedback {feedback_id!r}", param="id")
+        plain = {"object": "feedback", **asdict(view.feedback), "status": view.status.value}
+        return {**plain, "refusal": view.refusal, "served_by": view.served_by, "used_in": view.used_in}
+
+    async def record(self, interactions: Sequence[Interaction]) -> None:
+        """See `KeeperDoor.record`."""
+        joined = await self.do(lambda conn: ledger.record(conn, interactions))
+        self._metrics.saw_interactions(interactions)
+        self._metrics.saw_joined(joined, self._clock())
+
+    async def tidy(self) -> None:
+        """Give up on feedback that waited too long, and seal what is old or too much."""
+        now, spec = self._clock(), self._settings.ledger
+        before = now - self._settings.feedback.pending_seconds
+        self._metrics.saw_expired(await self.do(lambda conn: ledger.expire(conn, before)))
+        sizes = await self.do(ledger.sizes)
+        await self._seal(now if sizes.open_interactions > spec.seal_rows else now - spec.seal_age_seconds)
+
+    async def seal_all(self) -> None:
+        """Seal every interaction that is still open: the last act of a daemon that stops in order."""
+        while await self._seal(self._clock() + 1):
+            pass
+
+    async def does_write(self) -> bool:
+        """Whether a write would succeed now, as far as is known: after a failure, whether the disk has room again."""
+        if self._writer is None or not self._writer.is_alive:
+            return False
+        if self._has_failed:
+            self._has_failed = not await asyncio.to_thread(_has_room, self._folder / "room.probe")
+        return not self._has_failed
+
+    def bytes(self) -> dict[str, int]:
+        """Bytes on disk: the ledger with its write-ahead log, and the archive."""
+        ledger_files = self._folder.glob("ledger.db*")
+        return {"ledger": _size(ledger_files), "archive": _size(self.archive.rglob("*"))}
+
+    async def _seal(self, older_than: float) -> int:
+        rows = self._settings.ledger.seal_rows
+        sealed = await self.do(lambda conn: ledger.seal(conn, self.archive, older_than, rows))
+        self._metrics.saw_sealed(sealed)
+        return sealed
+
+
+def _give(conn: Connection, item: Feedback, archive: Path) -> Receipt | LearndError:
+    """One of many in a transaction: a contradiction is refused before it has written anything, so the others stand."""
+    try:
+        return ledger.give(conn, item, archive)
+    except ledger.FeedbackConflict as error:
+        return Conflict(str(error), param="id")
+
+
+def _has_room(probe: Path) -> bool:
+    try:
+        with probe.open("wb") as file:
+            file.write(b"\0" * PROBE_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return True
+
+
+def _size(files: Iterable[Path]) -> int:
+    total = 0
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # sealed or checkpointed away meanwhile
+            total += file.stat().st_size
+    return total

@@ -1,0 +1,94 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from replay.archive import ArchiveDamaged, Rows, erase, find, scan, seal
+
+
+@pytest.fixture
+def rows(asked, said):
+    def build(*ids):
+        return Rows([asked(i, ttft_seconds=None, error="x") for i in ids], [said(i, {"content": i}, tags={"a": "b"}) for i in ids])
+
+    return build
+
+
+def test_what_is_sealed_comes_back_as_it_was(rows, tmp_path):
+    seal(rows("a", "b"), tmp_path, 1)
+    seal(rows(), tmp_path, 2)
+    assert list(scan(tmp_path)) == [rows("a", "b"), rows()]
+    assert find(tmp_path, "b") == find(tmp_path, "b", 1) == rows("b").interactions[0]
+    assert find(tmp_path, "b", 2) is find(tmp_path, "b", 9) is find(tmp_path, "nobody") is None
+
+
+def test_no_folder_is_an_empty_archive(tmp_path):
+    assert list(scan(tmp_path / "none")) == []
+    assert find(tmp_path / "none", "a") is None
+
+
+def test_a_segment_without_its_manifest_does_not_exist(rows, tmp_path):
+    seal(rows("a"), tmp_path, 1).unlink()
+    assert list(scan(tmp_path)) == []
+    assert find(tmp_path, "a", 1) is None
+    seal(rows("a", "b"), tmp_path, 1)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_changed_or_missing_file_is_noticed(rows, tmp_path):
+    seal(rows("a"), tmp_path, 1)
+    (path,) = tmp_path.glob("*.interactions.parquet")
+    path.write_bytes(path.read_bytes()[:-9] + b"corrupted")
+    with pytest.raises(ArchiveDamaged, match=path.name):
+        list(scan(tmp_path))
+    path.unlink()
+    with pytest.raises(ArchiveDamaged, match=path.name):
+        find(tmp_path, "a", 1)
+
+
+def test_erasure_rewrites_the_segments_that_hold_it_and_no_others(rows, asked, said, tmp_path):
+    seal(rows("a", "b"), tmp_path, 1)
+    untouched = seal(rows("c"), tmp_path, 2).stat().st_ino
+    seal(Rows([], [said("a", id="late")]), tmp_path, 3)
+    assert erase(tmp_path, ["a", "nobody"]) == 3
+    assert list(scan(tmp_path)) == [rows("b"), rows("c"), rows()]
+    assert (tmp_path / "00000002.json").stat().st_ino == untouched
+    assert not [p for p in tmp_path.iterdir() if b"question a" in p.read_bytes()]
+    assert erase(tmp_path, ["a"]) == 0
+
+
+CRASH = """
+import os, signal, sys
+from pathlib import Path
+from replay import archive
+from replay.records import Arm, Interaction
+folder, fatal = Path(sys.argv[1]), int(sys.argv[2])
+def asked(word):
+    return Interaction(word, "desk", "desk@v1", Arm.CHAMPION, "u", "s", ({"role": "user", "content": word},), "r", 1.0)
+archive.seal(archive.Rows([asked("before")], []), folder, 1)
+calls = 0
+def count(event, _):
+    global calls
+    if event in {"open", "os.rename", "os.remove", "os.listdir", "os.scandir"}:
+        calls += 1
+        if calls == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(count)
+archive.seal(archive.Rows([asked("after")], []), folder, 1)
+print("done", calls)
+"""
+
+
+@pytest.mark.parametrize("fatal", [1, 2, 3, 5, 7, 9, 11])
+def test_a_rewrite_killed_at_any_system_call_leaves_the_old_or_the_new(tmp_path, fatal):
+    """The audit hook kills the process at its n-th opening, renaming or removing of a file."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", CRASH, str(tmp_path), str(fatal)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ended.returncode == -signal.SIGKILL, ended
+    (rows,) = scan(tmp_path)
+    assert [i.id for i in rows.interactions] in (["before"], ["after"])
+    seal(rows, tmp_path, 1)
+    assert len(list(tmp_path.iterdir())) == 3

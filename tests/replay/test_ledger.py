@@ -1,0 +1,155 @@
+import dataclasses
+
+import pytest
+
+from replay import archive, ledger
+from replay.records import FeedbackStatus, Receipt
+
+
+def test_an_interaction_comes_back_as_it_was_stored(conn, asked):
+    full = asked(trial="t1", error="engine_error", ttft_seconds=0.1, is_trainable=False, prompt_tokens=7)
+    assert ledger.record(conn, [full]) == []
+    assert ledger.interaction(conn, "a1") == full
+    assert ledger.interaction(conn, "nobody") is None
+
+
+def test_recording_twice_keeps_the_first(conn, asked):
+    ledger.record(conn, [asked(), asked(reply="changed")])
+    ledger.record(conn, [asked(reply="changed again"), asked("a2")])
+    assert ledger.sizes(conn).interactions == 2
+    assert ledger.interaction(conn, "a1").reply == "changed"
+
+
+def test_many_interactions_at_once_pass_the_limit_of_one_statement(conn, asked):
+    ledger.give(conn, asked_feedback := _thumb(asked, "a1100"))
+    matched = ledger.record(conn, [asked(f"a{i}") for i in range(1200)])
+    assert ledger.sizes(conn).interactions == 1200
+    assert matched == [asked_feedback]
+
+
+def _thumb(asked, about):
+    from replay.records import Feedback
+
+    return Feedback(f"f-{about}", about, "thumb", True, occurred_at=1.0, received_at=2.0, tags={"k": "v"}, comment="ok")
+
+
+def test_feedback_on_a_known_interaction_is_matched_and_learned_from(conn, asked, said):
+    ledger.record(conn, [asked()])
+    assert ledger.give(conn, said()) == Receipt("f-a1", FeedbackStatus.MATCHED, "a1", served_by="desk@v1")
+    (example,) = ledger.fresh(conn, "desk")
+    assert (example.reply, example.interaction_id, example.messages) == ("positive", "a1", asked().messages)
+
+
+def test_feedback_that_comes_first_waits_and_is_learned_from_when_its_interaction_lands(conn, asked, said):
+    assert ledger.give(conn, said()).status is FeedbackStatus.PENDING
+    assert ledger.fresh(conn, "desk") == []
+    assert ledger.record(conn, [asked()]) == [said()]
+    assert ledger.record(conn, [asked()]) == []
+    assert [e.reply for e in ledger.fresh(conn, "desk")] == ["positive"]
+    assert ledger.feedback_view(conn, "f-a1").status is FeedbackStatus.MATCHED
+
+
+def test_a_repeat_changes_nothing_and_says_so(conn, asked, said):
+    ledger.record(conn, [asked()])
+    ledger.give(conn, said())
+    again = ledger.give(conn, dataclasses.replace(said(), received_at=999.0))
+    assert again == Receipt("f-a1", FeedbackStatus.MATCHED, "a1", is_repeat=True, served_by="desk@v1")
+    assert ledger.sizes(conn).feedback == {"matched": 1}
+    assert len(ledger.fresh(conn, "desk")) == 1
+
+
+def test_the_same_id_with_another_body_is_a_conflict_that_leaves_the_first(conn, said):
+    ledger.give(conn, said())
+    with pytest.raises(ledger.FeedbackConflict, match="f-a1"):
+        ledger.give(conn, said(value="negative"))
+    assert ledger.feedback_view(conn, "f-a1").feedback == said()
+
+
+def test_feedback_that_waited_too_long_expires_and_stays_visible(conn, asked, said):
+    ledger.give(conn, said("a1", received_at=10.0))
+    ledger.give(conn, said("a2", received_at=30.0))
+    assert ledger.expire(conn, before=20.0) == 1
+    ledger.record(conn, [asked("a1"), asked("a2")])
+    assert ledger.feedback_view(conn, "f-a1").status is FeedbackStatus.EXPIRED
+    assert ledger.feedback_view(conn, "f-a2").status is FeedbackStatus.MATCHED
+    assert ledger.expire(conn, before=1e9) == 0
+
+
+def test_a_refusal_is_told_and_a_score_is_none(conn, asked, said):
+    ledger.record(conn, [asked(is_trainable=False)])
+    ledger.give(conn, said())
+    ledger.give(conn, said(id="thumb", metric_name="thumb", value=True))
+    assert ledger.feedback_view(conn, "f-a1").refusal == "not_trainable"
+    assert ledger.feedback_view(conn, "thumb").refusal is None
+    assert ledger.sizes(conn).refusals == {"not_trainable": 1}
+    assert ledger.feedback_view(conn, "nobody") is None
+
+
+def test_sizes_and_ages(conn, asked, said):
+    ledger.record(conn, [asked("a1", at=5.0), asked("a2", at=6.0)])
+    ledger.give(conn, said("a1"))
+    ledger.give(conn, said("later", received_at=77.0))
+    assert ledger.sizes(conn) == ledger.Sizes(
+        interactions=2,
+        open_interactions=2,
+        oldest_open_at=5.0,
+        feedback={"matched": 1, "pending": 1},
+        oldest_pending_at=77.0,
+        refusals={},
+        examples={"desk": {"fresh": 1}},
+        segments=0,
+    )
+
+
+def test_sealing_moves_the_words_out_and_keeps_the_join(conn, asked, said, tmp_path):
+    ledger.record(conn, [asked("old", at=1.0), asked("older", at=0.5), asked("new", at=50.0)])
+    ledger.give(conn, said("old"))
+    assert ledger.seal(conn, tmp_path, older_than=10.0, max_rows=10) == 2
+    assert ledger.seal(conn, tmp_path, older_than=10.0, max_rows=10) == 0
+    slim = ledger.interaction(conn, "old")
+    assert (slim.messages, slim.reply, slim.version) == ((), "", "desk@v1")
+    assert ledger.interaction(conn, "old", tmp_path) == asked("old", at=1.0)
+    assert ledger.interaction(conn, "new", tmp_path) == asked("new", at=50.0)
+    (rows,) = archive.scan(tmp_path)
+    assert [i.id for i in rows.interactions] == ["older", "old"]
+    assert list(rows.feedback) == [said("old")]
+    sizes = ledger.sizes(conn)
+    assert (sizes.open_interactions, sizes.segments, sizes.feedback) == (1, 1, {"matched": 1})
+
+
+def test_a_late_demonstration_finds_its_prompt_in_the_archive(conn, asked, said, tmp_path):
+    ledger.record(conn, [asked("a1"), asked("a2")])
+    ledger.seal(conn, tmp_path, older_than=1e9, max_rows=10)
+    assert ledger.give(conn, said("a1"), tmp_path).status is FeedbackStatus.MATCHED
+    assert [e.messages for e in ledger.fresh(conn, "desk")] == [asked("a1").messages]
+    ledger.record(conn, [asked("a1")])
+    assert ledger.interaction(conn, "a1").messages == ()
+
+
+def test_a_seal_that_was_not_committed_is_written_again_in_its_place(conn, asked, tmp_path):
+    ledger.record(conn, [asked("a1")])
+    conn.commit()
+    ledger.seal(conn, tmp_path, older_than=1e9, max_rows=10)
+    conn.rollback()
+    assert ledger.interaction(conn, "a1") == asked("a1")
+    ledger.record(conn, [asked("a2", at=101.0)])
+    assert ledger.seal(conn, tmp_path, older_than=1e9, max_rows=10) == 2
+    (rows,) = archive.scan(tmp_path)
+    assert [i.id for i in rows.interactions] == ["a1", "a2"]
+    assert len(list(tmp_path.glob("*.parquet"))) == 2
+
+
+def test_erasure_takes_the_words_everywhere_and_leaves_the_evidence(conn, asked, said, tmp_path):
+    ledger.record(conn, [asked("a1"), asked("a2"), asked("a3")])
+    ledger.give(conn, said("a1", comment="private"))
+    ledger.give(conn, said("a1", id="thumb", metric_name="thumb", value=False))
+    ledger.seal(conn, tmp_path, older_than=1e9, max_rows=2)
+    assert ledger.forget(conn, tmp_path, ["a1", "a3", "nobody"]) == 2
+    assert [i.id for rows in archive.scan(tmp_path) for i in rows.interactions] == ["a2"]
+    assert ledger.interaction(conn, "a1", tmp_path).messages == ledger.interaction(conn, "a3", tmp_path).messages == ()
+    view = ledger.feedback_view(conn, "f-a1")
+    assert (view.feedback.value, view.feedback.comment) == ("", None)
+    assert ledger.feedback_view(conn, "thumb").feedback.value is False
+    assert ledger.fresh(conn, "desk") == []
+    assert ledger.give(conn, said("a3", id="again"), tmp_path).status is FeedbackStatus.MATCHED
+    assert ledger.feedback_view(conn, "again").refusal == "no_prompt"

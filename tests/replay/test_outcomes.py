@@ -1,0 +1,99 @@
+import pytest
+
+from replay import ledger
+from replay.outcomes import UnitOutcome
+from replay.records import Arm
+
+WINDOW = 100.0
+
+
+@pytest.fixture
+def trial(conn, asked, said):
+    """A small stage: `ask` records a request of a trial, `thumb` judges one, `look` reads the outcomes."""
+
+    class Stage:
+        def ask(self, id, unit, at, arm=Arm.CANDIDATE, **fields):
+            ledger.record(conn, [asked(id, unit=unit, at=at, arm=arm, **{"trial": "t1", **fields})])
+
+        def thumb(self, about, value, at, **fields):
+            plain = {"id": f"{about}-{at}", "metric_name": "thumb", "occurred_at": at, "received_at": at}
+            ledger.give(conn, said(about, value, **{**plain, **fields}))
+
+        def look(self, now):
+            return ledger.outcomes(conn, "t1", "thumb", WINDOW, now, reward=float)
+
+    return Stage()
+
+
+def test_a_unit_matures_when_its_window_closes(trial):
+    trial.ask("a1", "u1", at=0.0, latency_seconds=2.0)
+    trial.thumb("a1", True, at=5.0)
+    assert trial.look(now=101.9) == [UnitOutcome("u1", Arm.CANDIDATE, 2.0, None, False, errors=0, requests=1)]
+    assert trial.look(now=102.0) == [UnitOutcome("u1", Arm.CANDIDATE, 2.0, 1.0, True, errors=0, requests=1)]
+
+
+def test_silence_is_half_a_failure_nothing_and_the_mean_is_the_units(trial):
+    trial.ask("a1", "u1", at=0.0)
+    trial.ask("a2", "u1", at=1.0)
+    trial.ask("a3", "u1", at=2.0, error="engine_error")
+    trial.ask("a4", "u1", at=3.0, error="client_disconnected")
+    trial.thumb("a1", True, at=4.0)
+    (unit,) = trial.look(now=1e9)
+    assert (unit.reward, unit.errors, unit.requests) == ((1.0 + 0.5 + 0.0 + 0.5) / 4, 1, 4)
+
+
+def test_only_the_window_and_the_first_twenty_requests_count(trial):
+    for i in range(30):
+        trial.ask(f"a{i}", "busy", at=float(i))
+        trial.thumb(f"a{i}", i < 20, at=50.0)
+    trial.ask("b1", "slow", at=200.0)
+    trial.ask("b2", "slow", at=301.0)
+    trial.thumb("b1", True, at=300.5)
+    busy, slow = trial.look(now=1e9)
+    assert (busy.unit, busy.requests, busy.reward) == ("busy", 20, 1.0)
+    assert (slow.unit, slow.requests, slow.reward) == ("slow", 1, 0.5)
+
+
+def test_a_matured_outcome_never_changes(trial):
+    trial.ask("a1", "u1", at=0.0)
+    before = trial.look(now=100.0)
+    trial.thumb("a1", False, at=100.5, occurred_at=1.0)
+    trial.ask("a2", "u1", at=101.0)
+    trial.ask("a3", "u1", at=99.0, latency_seconds=5.0)
+    assert trial.look(now=200.0) == before
+
+
+def test_the_last_word_on_a_request_counts(trial):
+    trial.ask("a1", "u1", at=0.0)
+    trial.thumb("a1", True, at=1.0)
+    trial.thumb("a1", False, at=2.0)
+    assert trial.look(now=1e9)[0].reward == 0.0
+
+
+def test_only_the_two_arms_of_this_trial_and_this_metric_are_evidence(trial, conn, asked):
+    trial.ask("a1", "u1", at=0.0, arm=Arm.CONTROL)
+    trial.ask("a2", "u2", at=0.0, arm=Arm.CHAMPION)
+    trial.ask("a3", "u3", at=0.0, trial="t2")
+    trial.thumb("a1", False, at=1.0, metric_name="other")
+    assert [(o.unit, o.arm, o.reward) for o in trial.look(now=1e9)] == [("u1", Arm.CONTROL, 0.5)]
+
+
+def test_a_unit_seen_in_both_arms_is_left_out(trial):
+    trial.ask("a1", "u1", at=0.0, arm=Arm.CONTROL)
+    trial.ask("a2", "u1", at=1.0, arm=Arm.CANDIDATE)
+    assert trial.look(now=1e9) == []
+
+
+def test_units_come_in_the_order_of_their_first_answer(trial):
+    trial.ask("a1", "slow", at=0.0, latency_seconds=9.0)
+    trial.ask("a2", "quick", at=1.0)
+    assert [o.unit for o in trial.look(now=1e9)] == ["quick", "slow"]
+
+
+def test_recent_failures_are_the_servers_among_the_last(trial, conn):
+    errors = ["engine_error", None, "http_400", "client_disconnected", "http_500", "engine_error"]
+    for i, error in enumerate(errors):
+        trial.ask(f"a{i}", "u1", at=float(i), error=error)
+    assert ledger.recent_failures(conn, "t1", Arm.CANDIDATE, last=5) == 2
+    assert ledger.recent_failures(conn, "t1", Arm.CANDIDATE, last=50) == 3
+    assert ledger.recent_failures(conn, "t1", Arm.CONTROL, last=50) == 0

@@ -1,0 +1,41 @@
+import hashlib
+
+import pytest
+
+from service.api.auth import Keyring
+from service.errors import Forbidden, Unauthenticated
+from service.settings import Key, Settings
+
+
+def digest(secret):
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+@pytest.fixture
+def keyring():
+    keys = {"app": Key(sha256=digest("s3cret"), scopes=("infer", "feedback")), "ops": Key(sha256=digest("boss"), scopes=("admin",))}
+    return Keyring(Settings(keys=keys))
+
+
+def test_a_key_is_known_by_its_digest_and_named(keyring):
+    assert keyring.check("Bearer s3cret", "infer") == "app"
+    assert keyring.check("bearer  boss ", "admin") == "ops"
+
+
+def test_any_scope_will_do_where_none_is_asked(keyring):
+    assert keyring.check("Bearer boss", None) == "ops"
+
+
+def test_a_key_without_the_scope_is_forbidden_and_told_what_it_has(keyring):
+    with pytest.raises(Forbidden, match="'app' lacks the scope 'admin': it has infer, feedback"):
+        keyring.check("Bearer s3cret", "admin")
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic s3cret", "Bearer wrong", f"Bearer {digest('s3cret')}", "Bearer ä"])
+def test_everything_else_is_unauthenticated(keyring, header):
+    with pytest.raises(Unauthenticated):
+        keyring.check(header, "infer")
+
+
+def test_without_keys_everybody_is_anonymous():
+    assert Keyring(Settings()).check(None, "admin") == "anonymous"

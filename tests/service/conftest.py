@@ -1,0 +1,1 @@
+"""A true keeper over a folder of its own, with a launcher that trains nothing."""
