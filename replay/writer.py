@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, NestedTransaction, create_engine, event
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
@@ -86,9 +86,18 @@ class Writer:
                 if is_last:
                     break
         finally:
+            self._abandon()
             engine = self._connection.engine
             self._connection.close()
             engine.dispose()
+
+    def _abandon(self) -> None:
+        """Let nobody wait for a thread that is gone: after `close` nothing is left, after a crash all is refused."""
+        with self._gate:
+            self._is_closed = True
+        while not self._queue.empty():
+            if (item := self._queue.get()) is not None and item[1].set_running_or_notify_cancel():
+                item[1].set_exception(WriteFailed("the ledger stopped: nothing of this was stored"))
 
     def _collect(self, first: tuple[Work[Any], Future[Any]]) -> tuple[list[tuple[Work[Any], Future[Any]]], bool]:
         """Gather the group that begins with `first`, and say whether the writer was closed behind it."""
@@ -105,14 +114,11 @@ class Writer:
         return group, False
 
     def _commit(self, group: list[tuple[Work[Any], Future[Any]]]) -> None:
-        if not group:
-            return
-        settle: list[Callable[[], None]] = []
         try:
-            with self._connection.begin() as transaction:
-                settle.extend(self._attempt(work, future) for work, future in group)
-                began = time.perf_counter()
-                transaction.commit()
+            self._connection.begin()
+            settle = [self._attempt(work, future) for work, future in group]
+            began = time.perf_counter()
+            self._connection.commit()
             seconds = time.perf_counter() - began
         except Exception as error:  # noqa: BLE001 - the group's edge: every waiter is told, and the thread lives on
             self._fail([future for _, future in group], error)
@@ -128,17 +134,26 @@ class Writer:
             value = work(self._connection)
             savepoint.commit()
         except Exception as error:  # noqa: BLE001 - a stranger's work: its error belongs to its own waiter
-            savepoint.rollback()  # raises when SQLite has undone the whole transaction: then the group fails
+            self._undo(savepoint, error)
             failure = _explained(error) if isinstance(error, OperationalError) else error
             return lambda: future.set_exception(failure)
         return lambda: future.set_result(value)
 
+    def _undo(self, savepoint: NestedTransaction, error: Exception) -> None:
+        """Go back to the savepoint; where the database has undone everything already (a full disk), fail the group."""
+        try:
+            savepoint.rollback()
+        except DBAPIError:
+            raise error from None
+
     def _fail(self, futures: list[Future[Any]], error: Exception) -> None:
         _log.error("a group of %d writes was not stored: %s", len(futures), error)
-        if self._connection.in_transaction():
+        try:
             self._connection.rollback()
-        for future in futures:
-            future.set_exception(_explained(error))
+            self._connection.connection.rollback()  # SQLAlchemy leaves a transaction open whose commit failed
+        finally:
+            for future in futures:
+                future.set_exception(_explained(error))
 
     def _tell(self, size: int, seconds: float) -> None:
         if self.observe is None:

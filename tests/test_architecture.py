@@ -22,6 +22,7 @@ DOORS = {
         "service/rollout/trials.py",
         "service/jobs.py",
         "service/conductor.py",
+        "service/storage.py",
     },
     "torch": {"learners/", "service/engines/"},
     "transformers": {"learners/", "service/engines/"},

@@ -79,12 +79,12 @@ class Customers:
         self._numbers = itertools.count(1)
 
     async def come(self) -> None:
-        """Serve one place at the counter, customer after customer, until cancelled."""
-        while self.stage is not None:
+        """One place at the counter: customer after customer, each until answered, as long as there is a stage."""
+        while (stage := self.stage) is not None:
             customer = f"customer-{next(self._numbers)}"
             questions = 2 if self._rng.random() < self._plan.second_question else 1
             for _ in range(questions):
-                await self._ask(customer, self.stage)
+                await self._ask(customer, stage)
 
     def next_text(self, stage: Stage) -> Text:
         """A taught text while agents have time for it, at their share of the traffic; else a never-trained one."""

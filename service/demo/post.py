@@ -43,6 +43,12 @@ class Post:
         while self._on_the_way:
             await asyncio.gather(*self._on_the_way)
 
+    async def close(self) -> None:
+        """Give up what is still on the way."""
+        for task in list(self._on_the_way):
+            task.cancel()
+        await asyncio.gather(*self._on_the_way, return_exceptions=True)
+
     async def _deliver(self, letter: dict[str, Any], delay_seconds: float) -> None:
         await asyncio.sleep(delay_seconds)
         outcome = ""

@@ -130,11 +130,14 @@ class Story:
         began_at = time.time() - self._clock()
         await self._until(lambda: self._watch.is_ready, self._plan.start_seconds)
         self._screen.say("the daemon is ready")
-        async with self._traffic():
-            for stage, version in STAGES:
-                await self._until(self._ending(stage, version), self._plan.limit_seconds)
-        await self._post.drain()
-        return await self._outcome(began_at)
+        try:
+            async with self._traffic():
+                for stage, version in STAGES:
+                    await self._until(self._ending(stage, version), self._plan.limit_seconds)
+            await self._post.drain()
+            return await self._outcome(began_at)
+        finally:
+            await self._post.close()
 
     @asynccontextmanager
     async def _traffic(self) -> AsyncIterator[None]:

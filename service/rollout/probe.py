@@ -33,9 +33,9 @@ class ProbeResult:
     ok: bool
     reason: str | None = None
     """None when ok, else `noop_adapter`, `fingerprint_mismatch`, `fingerprint_invalid`, `not_finite`, `load_failed`."""
-    distance_to_fingerprint: float = math.nan
-    distance_to_base: float = math.nan
-    agreement: float = math.nan
+    distance_to_fingerprint: float | None = None
+    distance_to_base: float | None = None
+    agreement: float | None = None
     """The measured effect projected on the trainer's: insensitive to what engine and trainer do differently to both."""
     detail: str = ""
 

@@ -25,9 +25,7 @@ def ids(kept: Reservoir | Buffer) -> list[str]:
 
 
 examples = st.lists(st.integers(0, 60), unique=True).flatmap(
-    lambda numbers: st.tuples(
-        *[st.builds(learned, st.just(n), st.sampled_from("abcd"), st.floats(0.01, 100)) for n in numbers]
-    )
+    lambda numbers: st.tuples(*[st.builds(learned, st.just(n), st.sampled_from("abcd"), st.floats(0.01, 100)) for n in numbers])
 )
 
 
@@ -106,25 +104,32 @@ def _said(about: int, word: int) -> Feedback:
     return Feedback(f"f{about}-{word}", f"a{about}", "demonstration", f"word {word}", when, when)
 
 
+@pytest.fixture(scope="module")
+def conn():
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection:
+        ledger.create(connection)
+        connection.commit()
+        yield connection
+    engine.dispose()
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.integers(0, 4), unique=True),
     st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3)), max_size=12),
     st.randoms(),
 )
-def test_the_ledger_ends_alike_in_whatever_order_things_arrive_and_however_often(asked, said, random):
+def test_the_ledger_ends_alike_in_whatever_order_things_arrive_and_however_often(conn, asked, said, random):
     """Each interaction and each feedback at least once, shuffled, repeated: the last demonstration of each is what stands."""
     arrivals = [("ask", _asked(n)) for n in asked] + [("say", _said(*pair)) for pair in said]
     repeated = random.sample(arrivals, len(arrivals)) + random.sample(arrivals, len(arrivals))
-    engine = create_engine("sqlite://")
-    with engine.connect() as conn:
-        ledger.create(conn)
-        for kind, record in repeated:
-            _ = ledger.record(conn, [record]) if kind == "ask" else ledger.give(conn, record)
-        standing = {e.interaction_id: e.reply for e in ledger.fresh(conn, "desk")}
-        statuses = {pair: ledger.feedback_view(conn, f"f{pair[0]}-{pair[1]}").status for pair in said}
-        sizes = ledger.sizes(conn)
-    engine.dispose()
+    conn.rollback()
+    for kind, record in repeated:
+        _ = ledger.record(conn, [record]) if kind == "ask" else ledger.give(conn, record)
+    standing = {e.interaction_id: e.reply for e in ledger.fresh(conn, "desk")}
+    statuses = {pair: ledger.feedback_view(conn, f"f{pair[0]}-{pair[1]}").status for pair in said}
+    sizes = ledger.sizes(conn)
     last = {n: max(word for about, word in said if about == n) for n in asked if any(about == n for about, _ in said)}
     assert standing == {f"a{n}": f"word {word}" for n, word in last.items()}
     assert all((status is FeedbackStatus.MATCHED) == (about in asked) for (about, _), status in statuses.items())

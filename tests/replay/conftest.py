@@ -13,44 +13,44 @@ Build = Callable[..., object]
 
 @pytest.fixture(scope="session")
 def asked() -> Build:
-    def build(id: str = "a1", prompt: str | None = None, **fields: object) -> Interaction:
+    def build(name: str = "a1", prompt: str | None = None, **fields: object) -> Interaction:
         plain = {
             "line": "desk",
             "version": "desk@v1",
             "arm": Arm.CHAMPION,
-            "unit": f"unit-{id}",
+            "unit": f"unit-{name}",
             "slice": "airline",
-            "messages": ({"role": "user", "content": prompt or f"question {id}"},),
+            "messages": ({"role": "user", "content": prompt or f"question {name}"},),
             "reply": "a guess",
             "at": 100.0,
         }
-        return Interaction(id=id, **{**plain, **fields})
+        return Interaction(id=name, **{**plain, **fields})
 
     return build
 
 
 @pytest.fixture(scope="session")
 def said() -> Build:
-    def build(about: str = "a1", value: object = "positive", id: str | None = None, **fields: object) -> Feedback:
-        plain = {"metric_name": "demonstration", "occurred_at": 110.0, "received_at": 110.0}
-        return Feedback(id=id or f"f-{about}", inference_id=about, value=value, **{**plain, **fields})
+    def build(about: str = "a1", value: object = "positive", **fields: object) -> Feedback:
+        plain = {"id": f"f-{about}", "metric_name": "demonstration", "occurred_at": 110.0, "received_at": 110.0}
+        return Feedback(inference_id=about, value=value, **{**plain, **fields})
 
     return build
 
 
 @pytest.fixture(scope="session")
 def learned() -> Build:
-    def build(id: str, **fields: object) -> Example:
+    def build(name: str, **fields: object) -> Example:
         plain = {
-            "interaction_id": f"a-{id}",
-            "feedback_id": f"f-{id}",
+            "interaction_id": f"a-{name}",
+            "feedback_id": f"f-{name}",
             "line": "desk",
             "slice": "airline",
-            "messages": ({"role": "user", "content": f"question {id}"},),
+            "messages": ({"role": "user", "content": f"question {name}"},),
             "reply": "positive",
             "split": Split.TRAIN,
         }
-        return Example(id=id, **{**plain, **fields})
+        return Example(id=name, **{**plain, **fields})
 
     return build
 

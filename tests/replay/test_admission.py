@@ -27,7 +27,11 @@ def test_each_refusal_has_its_reason(asked, said, interaction, feedback, reason)
 
 @pytest.mark.parametrize(
     "value",
-    ["good", {"role": "assistant", "content": "good"}, {"content": [{"type": "text", "text": "go"}, {"type": "text", "text": "od"}]}],
+    [
+        "good",
+        {"role": "assistant", "content": "good"},
+        {"content": [{"type": "text", "text": "go"}, {"type": "text", "text": "od"}]},
+    ],
 )
 def test_a_demonstration_is_a_string_or_a_message(asked, said, value):
     example = admit(asked(), said(value=value))

@@ -114,5 +114,3 @@ def test_a_bound_on_held_out_examples_keeps_the_same_ones(conn, give):
     assert len(some) == 3 < len(all_of_them)
     assert all(example in all_of_them for example in some)
     assert ledger.holdouts(conn, "desk", per_slice=3) == {"airline": some}
-
-

@@ -20,17 +20,12 @@ def test_recording_twice_keeps_the_first(conn, asked):
     assert ledger.interaction(conn, "a1").reply == "changed"
 
 
-def test_many_interactions_at_once_pass_the_limit_of_one_statement(conn, asked):
-    ledger.give(conn, asked_feedback := _thumb(asked, "a1100"))
+def test_many_interactions_at_once_pass_the_limit_of_one_statement(conn, asked, said):
+    early = said("a1100", metric_name="thumb", value=True, tags={"k": "v"}, comment="ok")
+    ledger.give(conn, early)
     matched = ledger.record(conn, [asked(f"a{i}") for i in range(1200)])
     assert ledger.sizes(conn).interactions == 1200
-    assert matched == [asked_feedback]
-
-
-def _thumb(asked, about):
-    from replay.records import Feedback
-
-    return Feedback(f"f-{about}", about, "thumb", True, occurred_at=1.0, received_at=2.0, tags={"k": "v"}, comment="ok")
+    assert matched == [early]
 
 
 def test_feedback_on_a_known_interaction_is_matched_and_learned_from(conn, asked, said):

@@ -12,8 +12,8 @@ def trial(conn, asked, said):
     """A small stage: `ask` records a request of a trial, `thumb` judges one, `look` reads the outcomes."""
 
     class Stage:
-        def ask(self, id, unit, at, arm=Arm.CANDIDATE, **fields):
-            ledger.record(conn, [asked(id, unit=unit, at=at, arm=arm, **{"trial": "t1", **fields})])
+        def ask(self, name, unit, at, arm=Arm.CANDIDATE, **fields):
+            ledger.record(conn, [asked(name, unit=unit, at=at, arm=arm, **{"trial": "t1", **fields})])
 
         def thumb(self, about, value, at, **fields):
             plain = {"id": f"{about}-{at}", "metric_name": "thumb", "occurred_at": at, "received_at": at}

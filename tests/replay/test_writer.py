@@ -1,5 +1,4 @@
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -128,8 +127,7 @@ def test_closing_finishes_what_was_submitted_and_refuses_the_rest(tmp_path):
 def test_many_threads_share_it(writer):
     futures = []
     threads = [
-        threading.Thread(target=lambda t=t: futures.extend([writer.submit(put(f"{t}-{i}")) for i in range(50)]))
-        for t in range(8)
+        threading.Thread(target=lambda t=t: futures.extend([writer.submit(put(f"{t}-{i}")) for i in range(50)])) for t in range(8)
     ]
     for thread in threads:
         thread.start()
@@ -165,44 +163,45 @@ def test_a_file_that_is_no_database_is_refused(tmp_path):
         Writer(tmp_path / "ledger.db")
 
 
-LOAD = """
-import sys
-from concurrent.futures import Future
+LIVES = """
+import os, signal, sys
 from pathlib import Path
-from sqlalchemy import text
 from replay import ledger
 from replay.records import Feedback
 from replay.writer import Writer
-writer = Writer(Path(sys.argv[1]))
-writer.submit(ledger.create).result()
-def say(i):
-    f = Feedback(f"{sys.argv[2]}-{i}", f"a{i}", "thumb", True, occurred_at=1.0, received_at=1.0)
-    done = writer.submit(lambda conn: ledger.give(conn, f))
-    done.add_done_callback(lambda future: print(future.result().id, flush=True))
-i = 0
-while True:
-    if writer._queue.qsize() < 200:
-        say(i)
-        i += 1
+def live(path, life, pipe):
+    writer = Writer(path)
+    writer.submit(ledger.create).result()
+    for i in range(10**9):
+        said = Feedback(f"{life}-{i}", f"a{i}", "thumb", True, occurred_at=1.0, received_at=1.0)
+        done = writer.submit(lambda conn, said=said: ledger.give(conn, said))
+        done.add_done_callback(lambda future: os.write(pipe, f"{future.result().id}\\n".encode()))
+        if i % 20 == 19:
+            done.result()
+for life in range(20):
+    read, write = os.pipe()
+    child = os.fork() or live(Path(sys.argv[1]), life, write)
+    os.close(write)
+    with os.fdopen(read) as acknowledgements:
+        for _ in range(17 * life + 1):
+            sys.stdout.write(acknowledgements.readline())
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        sys.stdout.writelines(line for line in acknowledgements if line.endswith("\\n"))
 """
 
 
 def test_nothing_acknowledged_is_lost_when_the_process_is_killed(tmp_path):
-    """Five times: write as fast as it goes, kill without warning, open again, count what was acknowledged."""
+    """Twenty times: write as fast as it goes, kill without warning, open again; then count what was acknowledged."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     path = tmp_path / "ledger.db"
-    acknowledged = set()
-    for life in range(5):
-        command = [sys.executable, "-c", LOAD, str(path), f"life{life}"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-            acknowledged |= {process.stdout.readline().strip() for _ in range(40 * (life + 1))}
-            process.send_signal(signal.SIGKILL)
-            acknowledged |= {line.strip() for line in process.stdout if line.endswith("\n")}
+    command = [sys.executable, "-c", LIVES, str(path)]
+    acknowledged = set(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout.split())
     writer = Writer(path)
     stored = writer.submit(lambda conn: list(conn.scalars(text("SELECT id FROM feedback")))).result()
     health = writer.submit(lambda conn: conn.scalar(text("PRAGMA integrity_check"))).result()
     writer.close()
     assert health == "ok"
     assert len(stored) == len(set(stored))
-    assert len(acknowledged) >= 600
+    assert len(acknowledged) >= sum(17 * life + 1 for life in range(20))
     assert acknowledged <= set(stored)

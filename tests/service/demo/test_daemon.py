@@ -2,9 +2,9 @@ import sys
 
 from service.demo.daemon import Daemon
 
-POLITE = "import signal; print('up', flush=True); signal.sigwait([signal.SIGINT]); print('in order', flush=True)"
-BLOCKED = f"import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]); {POLITE}"
-STUBBORN = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]); print('up', flush=True); signal.pause()"
+UP = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]); print('up', flush=True)"
+POLITE = f"{UP}; signal.sigwait([signal.SIGINT]); print('in order', flush=True)"
+STUBBORN = f"{UP}; signal.pause()"
 
 
 def wait_until_up(daemon: Daemon) -> None:
@@ -13,7 +13,7 @@ def wait_until_up(daemon: Daemon) -> None:
 
 
 def test_it_is_asked_to_stop_and_its_words_are_kept(tmp_path):
-    with Daemon(tmp_path / "learnd.toml", tmp_path / "log", (sys.executable, "-c", BLOCKED)) as daemon:
+    with Daemon(tmp_path / "learnd.toml", tmp_path / "log", (sys.executable, "-c", POLITE)) as daemon:
         wait_until_up(daemon)
         assert daemon.is_alive
     assert not daemon.is_alive

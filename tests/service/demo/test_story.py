@@ -17,11 +17,11 @@ from tests.service.demo.fake_daemon import FakeDaemon
 
 QUICK = Plan(
     training_rate=2000.0,
-    corrections=33,
+    corrections=16,
     correction_delay_seconds=(0.0, 0.0),
     thumb_delay_seconds=(0.0, 0.0),
     failed_pause_seconds=0.0,
-    measured=20,
+    measured=10,
     poll_seconds=0.0,
 )
 LABELS = {"airline": ("negative", "neutral", "positive"), "headlines": ("sports", "tech")}
@@ -50,7 +50,7 @@ async def story(fake: FakeDaemon, texts: list[Text], plan: Plan = QUICK, alive: 
 
 
 async def test_two_skills_are_learned_one_after_the_other(texts):
-    fake = FakeDaemon(texts, enough=30)
+    fake = FakeDaemon(texts, enough=14)
     async with story(fake, texts) as played:
         outcome = await played.play()
     said = summary(outcome)
@@ -60,7 +60,7 @@ async def test_two_skills_are_learned_one_after_the_other(texts):
     assert said["promotions"] == 2
     assert said["requests"] == fake.requests
     assert said["feedback_acknowledged"] == said["feedback_stored"] == len(fake.feedback)
-    assert said["examples_trained"] == fake.trained > 60
+    assert said["examples_trained"] == fake.trained > 28
     assert said["swap_seconds"] == [0.5, 0.5]
     assert said["feedback_to_live_seconds"] == [41.0, 42.0]
     for skill in LABELS:
@@ -70,7 +70,7 @@ async def test_two_skills_are_learned_one_after_the_other(texts):
 
 
 async def test_corrections_go_to_taught_texts_and_thumbs_to_the_others(texts):
-    fake = FakeDaemon(texts, enough=30)
+    fake = FakeDaemon(texts, enough=14)
     async with story(fake, texts) as played:
         await played.play()
     by_prompt = {text.prompt: text for text in texts}
@@ -82,22 +82,21 @@ async def test_corrections_go_to_taught_texts_and_thumbs_to_the_others(texts):
     assert 1 <= fake.requests / len(fake.sessions) <= 3
 
 
-@pytest.mark.parametrize("ending", ["rolled_back", "rejected", "expired"])
-async def test_a_trial_that_ends_badly_ends_the_story(texts, ending):
-    async with story(FakeDaemon(texts, enough=30, trial_ends=ending), texts) as played:
-        with pytest.raises(DemoFailed, match=f"trial trial-1 {ending}: told so"):
+async def test_a_trial_that_ends_badly_ends_the_story(texts):
+    async with story(FakeDaemon(texts, enough=14, trial_ends="rolled_back"), texts) as played:
+        with pytest.raises(DemoFailed, match="trial trial-1 rolled_back: told so"):
             await played.play()
 
 
 async def test_the_story_ends_when_its_time_is_over(texts):
     fake = FakeDaemon(texts, enough=10**6)
-    async with story(fake, texts, Plan(**{**_fields(QUICK), "limit_seconds": 1.0})) as played:
-        with pytest.raises(DemoFailed, match="1 s are over while the desk answers airline tweets"):
+    async with story(fake, texts, Plan(**{**_fields(QUICK), "limit_seconds": 0.2})) as played:
+        with pytest.raises(DemoFailed, match="0 s are over while the desk answers airline tweets"):
             await played.play()
 
 
 async def test_a_dead_daemon_is_noticed(texts):
-    async with story(FakeDaemon(texts, enough=30), texts, alive=False) as played:
+    async with story(FakeDaemon(texts, enough=14), texts, alive=False) as played:
         with pytest.raises(DemoFailed, match="process has ended"):
             await played.play()
 

@@ -1,0 +1,182 @@
+"""Learning jobs as they stand in the database: which examples, which attempt, what came of it.
+
+Functions on a connection. A job of a line is made, and its examples reserved, in one transaction; what it learned is in
+its folder (`service.job_folder`), and its end is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, Column, Connection, Float, Index, Integer, RowMapping, String, Table, func, insert, select, update
+
+from replay import ledger
+from service.errors import Conflict, NotFound
+from service.registry import metadata
+
+_job = Table(
+    "job",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("line", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("trigger", String, nullable=False),
+    Column("parent", String),
+    Column("cursor", Integer, nullable=False),
+    Column("examples", Integer, nullable=False),
+    Column("remembered", JSON, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("reason", String),
+    Column("verdict", JSON(none_as_null=True)),
+    Column("version", String),
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("ended_at", Float),
+)
+Index("job_open", _job.c.line, unique=True, sqlite_where=_job.c.ended_at.is_(None))
+
+
+class State(StrEnum):
+    """How a job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    """Its version passed the gate."""
+    REJECTED = "rejected"
+    """It ended, and the gate said no, or its artifact is not usable."""
+    FAILED = "failed"
+    """It died too often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One update of a line."""
+
+    id: str
+    line: str
+    state: State
+    trigger: str
+    """`examples`, `age` or `operator`."""
+    parent: str | None
+    """The champion that it starts from; None: the base."""
+    cursor: int
+    """The newest example that it holds: the next job by itself waits for enough later ones."""
+    examples: int
+    attempts: int
+    """Deaths so far."""
+    reason: str | None
+    verdict: Mapping[str, Any] | None
+    """The gate's."""
+    version: str | None
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is still to end."""
+        return self.ended_at is None
+
+    def as_json(self) -> dict[str, Any]:
+        """As the API shows it."""
+        return asdict(self)
+
+
+def queue(conn: Connection, line: str, trigger: str, parent: str | None, now: float) -> Job:
+    """Make a job and give it every fresh example of its line; raises `Conflict` when one is open or there is nothing."""
+    if (running := current(conn, line)) is not None:
+        raise Conflict(f"job {running.id!r} of {line!r} is {running.state}: one at a time", param="line")
+    made = conn.scalar(select(func.count()).select_from(_job).where(_job.c.line == line)) or 0
+    identity = f"{line}-job{made + 1}"
+    held = ledger.reserve(conn, line, identity)
+    if not held:
+        raise Conflict(f"there is nothing new to learn on {line!r}: send demonstrations to /feedback first", param="line")
+    plain = {"id": identity, "line": line, "state": State.QUEUED, "trigger": trigger, "parent": parent, "created_at": now}
+    counts = {"cursor": held[-1].seq, "examples": len(held), "remembered": [], "attempts": 0}
+    conn.execute(insert(_job).values(**plain, **counts))
+    return get(conn, identity)
+
+
+def start(conn: Connection, job: str, remembered: Sequence[str], now: float) -> None:
+    """Note that the job's folder is whole, with the ids of the older examples that it rehearses."""
+    told = {"state": State.RUNNING, "remembered": list(remembered), "started_at": now}
+    conn.execute(update(_job).where(_job.c.id == job, _job.c.state == State.QUEUED).values(told))
+
+
+def count_death(conn: Connection, job: str, reason: str) -> None:
+    """The job died and is to be tried again."""
+    conn.execute(update(_job).where(_job.c.id == job).values(attempts=_job.c.attempts + 1, reason=reason))
+
+
+def end(
+    conn: Connection,
+    job: str,
+    state: State,
+    now: float,
+    *,
+    reason: str | None = None,
+    verdict: Mapping[str, Any] | None = None,
+    version: str | None = None,
+) -> None:
+    """End a job once; one that made no version gives its examples back. Raises `Conflict` when it has ended."""
+    told = {"state": state, "reason": reason, "verdict": verdict, "version": version, "ended_at": now}
+    if not conn.execute(update(_job).where(_job.c.id == job, _job.c.ended_at.is_(None)).values(told)).rowcount:
+        raise Conflict(f"job {job!r} has ended already")
+    if version is None:
+        ledger.release(conn, job)
+
+
+def learned(conn: Connection, job: str, version: str) -> int:
+    """Consume what a promoted version learned: its job's examples and those that it rehearsed. Returns how many were new."""
+    remembered = conn.scalar(select(_job.c.remembered).where(_job.c.id == job)) or ()
+    return ledger.consume(conn, job, version, remembered)
+
+
+def get(conn: Connection, job: str) -> Job:
+    """Read one job; raises `NotFound`."""
+    row = conn.execute(select(_job).where(_job.c.id == job)).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"no job {job!r}", param="job")
+    return _as_job(row)
+
+
+def current(conn: Connection, line: str) -> Job | None:
+    """The line's open job."""
+    row = conn.execute(select(_job).where(_job.c.line == line, _job.c.ended_at.is_(None))).mappings().one_or_none()
+    return None if row is None else _as_job(row)
+
+
+def last(conn: Connection, line: str) -> Job | None:
+    """The line's newest job."""
+    query = select(_job).where(_job.c.line == line).order_by(_job.c.seq.desc()).limit(1)
+    row = conn.execute(query).mappings().one_or_none()
+    return None if row is None else _as_job(row)
+
+
+def of(conn: Connection, line: str | None = None) -> list[Job]:
+    """Jobs of a line, or all, newest first."""
+    query = select(_job) if line is None else select(_job).where(_job.c.line == line)
+    return [_as_job(row) for row in conn.execute(query.order_by(_job.c.seq.desc())).mappings()]
+
+
+def counts(conn: Connection, line: str) -> dict[str, int]:
+    """How many jobs of a line stand in each state."""
+    query = select(_job.c.state, func.count()).where(_job.c.line == line).group_by(_job.c.state)
+    return {state: number for state, number in conn.execute(query)}  # noqa: C416 - rows are no pairs to mypy
+
+
+def gate_counts(conn: Connection, line: str) -> dict[str, int]:
+    """How often the gate said what of a line's candidates."""
+    outcome = _job.c.verdict["outcome"].as_string()
+    query = select(outcome, func.count()).where(_job.c.line == line, _job.c.verdict.is_not(None)).group_by(outcome)
+    return {said: number for said, number in conn.execute(query)}  # noqa: C416 - likewise
+
+
+def _as_job(row: RowMapping) -> Job:
+    plain = {name: row[name] for name in Job.__slots__}
+    return Job(**{**plain, "state": State(row["state"])})

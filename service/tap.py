@@ -1,0 +1,121 @@
+"""Reading a reply as it passes: its id, text and usage, from JSON or from server-sent events. Pure: bytes in, bytes out.
+
+Knows the replies of `/v1/chat/completions`, `/v1/completions` and `/v1/responses`; of any other it reads what it can. Bytes go
+on as they came, except for a usage chunk that the client did not ask for. Fed by the gateway.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+ENGINE_ERROR = "engine_error"
+_ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
+
+
+class Tap:
+    """One reply, read while it passes: the first choice's text, whole or piece by piece."""
+
+    def __init__(self, *, hides_usage: bool = False) -> None:
+        self._hides_usage = hides_usage
+        self._is_stream = False
+        self._rest = b""
+        self._texts: list[str] = []
+        self.id: str | None = None
+        self.finish_reason: str | None = None
+        self.error: str | None = None
+        """`http_<status>` when the engine refused, `engine_error` when it broke off within a stream."""
+        self.prompt_tokens = 0
+        self.reply_tokens = 0
+        self.is_over = False
+        """The client has, or is about to have, all that it needs of the reply."""
+
+    @property
+    def text(self) -> str:
+        """What has been said so far."""
+        return "".join(self._texts)
+
+    @property
+    def has_streamed_text(self) -> bool:
+        """Whether a piece of the text has come, in a reply that comes in pieces."""
+        return self._is_stream and bool(self._texts)
+
+    def start(self, status: int, content_type: str) -> None:
+        """Take note of how the reply begins."""
+        self._is_stream = content_type.startswith("text/event-stream")
+        if status >= 400:  # noqa: PLR2004 - HTTP's own border
+            self.error = f"http_{status}"
+
+    def feed(self, body: bytes, *, is_last: bool) -> bytes:
+        """Read the next bytes and return those that are to go on now."""
+        passed = self._feed_stream(body, is_last) if self._is_stream else body
+        if not self._is_stream:
+            self._rest += body
+            if is_last:
+                self._read_json(self._rest)
+        self.is_over = self.is_over or is_last
+        return passed
+
+    def _feed_stream(self, body: bytes, is_last: bool) -> bytes:
+        *events, self._rest = (self._rest + body).split(b"\n\n")
+        passed = b"".join(event + b"\n\n" for event in events if self._passes(event))
+        if is_last:
+            passed, self._rest = passed + self._rest, b""
+        return passed
+
+    def _passes(self, event: bytes) -> bool:
+        """Read one event; says whether the client is to see it."""
+        data = b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
+        if data == b"[DONE]":
+            self.is_over = True
+            return True
+        said = self._read_json(data)
+        return not (self._hides_usage and said.get("usage") and said.get("choices") == [])
+
+    def _read_json(self, data: bytes) -> dict[str, Any]:
+        try:
+            said = json.loads(data)
+        except ValueError:  # a comment that keeps the connection alive, or not JSON at all: there is nothing to read
+            return {}
+        if not isinstance(said, dict):
+            return {}
+        if said.get("error") and self.error is None:
+            self.error = ENGINE_ERROR
+        kind = str(said.get("type", ""))
+        if kind == "response.output_text.delta":
+            self._texts.append(said.get("delta") or "")
+        elif isinstance(said.get("response"), dict):
+            self._read_whole(said["response"])
+            self.is_over = self.is_over or kind in _ENDS
+        else:
+            self._read_whole(said)
+        return said
+
+    def _read_whole(self, said: dict[str, Any]) -> None:
+        self.id = said.get("id") or self.id
+        usage = said.get("usage") or {}
+        self.prompt_tokens = usage.get("prompt_tokens") or usage.get("input_tokens") or self.prompt_tokens
+        self.reply_tokens = usage.get("completion_tokens") or usage.get("output_tokens") or self.reply_tokens
+        for choice in said.get("choices") or ():
+            if choice.get("index", 0) == 0:
+                self._read_choice(choice)
+        if said.get("object") == "response":
+            self._read_response(said)
+
+    def _read_choice(self, choice: dict[str, Any]) -> None:
+        message = choice.get("delta") or choice.get("message") or {}
+        text = choice.get("text") or message.get("content")
+        if text:
+            self._texts.append(text)
+        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+
+    def _read_response(self, said: dict[str, Any]) -> None:
+        """Read the object of `/v1/responses`; a stream's last one has the whole text again."""
+        status = said.get("status")
+        if status not in {"queued", "in_progress"}:
+            self.finish_reason = status
+        if status == "failed" and self.error is None:
+            self.error = ENGINE_ERROR
+        messages = [item for item in said.get("output") or () if item.get("type") == "message"]
+        texts = [part.get("text") or "" for item in messages for part in item.get("content") or ()]
+        self._texts = texts or self._texts

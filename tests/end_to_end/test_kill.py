@@ -1,0 +1,55 @@
+"""SIGKILL to the whole daemon, again and again, under feedback: what was acknowledged is there, exactly once."""
+
+import contextlib
+import random
+import threading
+import time
+
+import httpx
+
+from tests.end_to_end.daemon import Daemon
+
+KILLS = 20
+
+
+def feed(url, acknowledged, numbers, stop):
+    """Send feedback one by one, note each that was acknowledged, until the daemon is gone or `stop` is set."""
+    with httpx.Client(timeout=5) as http:
+        while not stop.is_set():
+            identity = f"fb-{next(numbers)}"
+            body = {"id": identity, "inference_id": f"chatcmpl-{identity}", "metric_name": "thumb", "value": True}
+            try:
+                reply = http.post(f"{url}/feedback", json=body)
+            except httpx.TransportError:
+                continue
+            if reply.status_code in {200, 201, 202}:
+                acknowledged.append(identity)
+
+
+def test_nothing_acknowledged_is_lost(tmp_path):
+    chance = random.Random(7)
+    numbers, acknowledged = iter(range(10**9)), []
+    daemon = Daemon(tmp_path)
+    for _ in range(KILLS):
+        daemon.start(wait="/health", seconds=120)
+        before, stop = len(acknowledged), threading.Event()
+        feeder = threading.Thread(target=feed, args=(daemon.url, acknowledged, numbers, stop))
+        feeder.start()
+        deadline = time.monotonic() + 60
+        while len(acknowledged) == before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0, 1.5))
+        daemon.kill()
+        stop.set()
+        feeder.join()
+        assert len(acknowledged) > before, daemon.tail()
+    daemon.start(wait="/health", seconds=120)
+    try:
+        missing = [identity for identity in acknowledged if httpx.get(f"{daemon.url}/feedback/{identity}").status_code != 200]
+        assert missing == []
+        assert len(set(acknowledged)) == len(acknowledged)
+        stored = httpx.get(f"{daemon.url}/api/status").json()["feedback"]["stored"]
+        assert len(acknowledged) <= stored <= len(acknowledged) + KILLS  # one in flight at each kill may be stored, unacknowledged
+    finally:
+        with contextlib.suppress(Exception):
+            daemon.kill()
