@@ -20,6 +20,10 @@ from replay.records import Example, Feedback, Interaction, Split
 from replay.tables import example, example_of, feedback, use
 
 
+_CHUNK = 500
+"""Ids in one statement, well under every database's limit."""
+
+
 class State(StrEnum):
     """Where an example stands."""
 
@@ -109,6 +113,15 @@ def release(conn: Connection, job: str) -> int:
         _supersede(conn, row.seq, row.feedback_id)
     back = {"state": State.FRESH, "job": None, "attempts": example.c.attempts + 1}
     return conn.execute(update(example).where(*is_held).values(back)).rowcount
+
+
+def reclaim(conn: Connection, job: str, ids: Sequence[str]) -> int:
+    """Give an ended job those of its examples that nobody else took since: its version is tried again. Returns how many."""
+    held = 0
+    for start in range(0, len(ids), _CHUNK):
+        is_ours = (example.c.id.in_(ids[start : start + _CHUNK]), example.c.state == State.FRESH)
+        held += conn.execute(update(example).where(*is_ours).values(state=State.RESERVED, job=job)).rowcount
+    return held
 
 
 def consume(conn: Connection, job: str, version: str, remembered: Iterable[str] = ()) -> int:

@@ -1,150 +1,170 @@
-"""One request whose reply is recorded: from the engine's first byte to the last one that leaves.
+"""One request at the engine, and its reply on the way back: tapped, timed, and recorded once, however it ends.
 
-The gateway makes it; it stands between the engine's `send` and the client's. Headers are added, the reply is read as it
-passes, and its end is held back until the interaction is recorded: a whole body all of it, a stream its last event. A
-reply that could not be recorded is withheld: feedback on it could never be joined. A client that hangs up, an engine that
-breaks off and a cancelled request are recorded too, by the caller, from `unfinished`.
+Made by the gateway for each request that it has understood. `service/tap.py` reads the reply, `service/recorder.py` has the
+interaction stored: before the client has the end of its reply, when recording is `sync`.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
 from starlette.datastructures import MutableHeaders
-from starlette.types import Message as AsgiMessage
-from starlette.types import Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from replay.records import Interaction, Message
-from service.api.errors import describe
-from service.errors import StorageFailed
+from replay.records import Interaction
+from replay.records import Message as ChatMessage
+from service.api.errors import respond
 from service.recorder import Recorder
 from service.router import Choice
-from service.tap import Reply, Stream, read
+from service.tap import ENGINE_ERROR, Tap
+
+CLIENT_DISCONNECTED = "client_disconnected"
+REPLACED_HEADERS = frozenset({b"content-length", b"transfer-encoding", b"x-request-id"})
+"""Not passed on: the body is another, and vLLM would make the reply's id, which must be unique, of the client's."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """How time is told: `now` in Unix seconds, `elapsed` for durations."""
+
+    now: Callable[[], float] = time.time
+    elapsed: Callable[[], float] = time.perf_counter
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is known of a request once it is routed."""
+    """A request that is understood: who answers it, what is passed on, what will be recorded."""
 
-    path: str
     choice: Choice
-    messages: tuple[Message, ...]
-    slice: str
-    principal: str
-    reply_id: str
-    """The id that the engine will give the reply."""
-    is_trainable: bool
+    body: bytes
     hides_usage: bool
-    """The stream's usage was asked for by us, not by the client."""
-    headers: Mapping[str, str]
-    """What the reply's headers say beside the engine's own."""
+    messages: tuple[ChatMessage, ...]
+    slice: str
+    is_trainable: bool
+    principal: str
+
+
+class Said:
+    """A request's body, said again from the start, and then whatever else the client does."""
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+        self.has_left = False
+
+    async def receive(self) -> Message:
+        """As the engine's app calls it."""
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        message = await self._receive()
+        self.has_left = self.has_left or message["type"] == "http.disconnect"
+        return message
 
 
 class Exchange:
-    """The reply to one request on its way to the client."""
+    """One request at the engine and its reply, recorded once, however it ends."""
 
-    def __init__(
-        self,
-        asked: Asked,
-        recorder: Recorder,
-        send: Send,
-        *,
-        clock: Callable[[], float] = time.time,
-        timer: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self._asked, self._recorder, self._send = asked, recorder, send
-        self._at, self._timer, self._began = clock(), timer, timer()
-        self._reply = Reply(asked.reply_id)
-        self._stream: Stream | None = None
-        self._start: AsgiMessage | None = None
-        self._body = bytearray()
+    def __init__(self, asked: Asked, recorder: Recorder, clock: Clock) -> None:
+        self._asked = asked
+        self._recorder = recorder
+        self._clock = clock
+        self._tap = Tap(hides_usage=asked.hides_usage)
+        self._at, self._began = clock.now(), clock.elapsed()
         self._ttft_seconds: float | None = None
-        self._is_settled = False
-        """The interaction is recorded, or could not be and the client was told."""
+        self._has_started = self._has_left = self._is_recorded = False
 
-    async def send(self, message: AsgiMessage) -> None:
-        """Take what the engine sends, pass on what the client is to get."""
-        if message["type"] == "http.response.start":
-            await self._begin(message)
-        elif message["type"] == "http.response.body":
-            chunk, is_last = message.get("body", b""), not message.get("more_body", False)
-            await (self._pass if self._stream else self._gather)(chunk, is_last)
+    async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and the reply back."""
+        said = Said(self._asked.body, receive)
 
-    def unfinished(self, error: str) -> Interaction | None:
-        """The interaction that is still to be recorded after the engine has returned, broken off with `error`, if any."""
-        if self._is_settled:
-            return None
-        if not self._reply.is_complete:
-            self._reply.error = self._reply.error or error
-        return self._interaction()
+        async def answer(message: Message) -> None:
+            self._has_left = self._has_left or said.has_left
+            await self._answer(message, send)
 
-    async def _begin(self, message: AsgiMessage) -> None:
-        headers = MutableHeaders(scope=message)
-        headers.update(self._asked.headers)
-        self._start = message
-        if headers.get("content-type", "").startswith("text/event-stream"):
-            self._stream = Stream(self._asked.path, self._reply, self._asked.hides_usage)
-            await self._send(message)
-
-    async def _gather(self, chunk: bytes, is_last: bool) -> None:
-        self._body += chunk
-        if not is_last:
-            return
-        assert self._start is not None, "ASGI: a response starts before its body"
-        body = bytes(self._body)
-        read(self._asked.path, self._start["status"], body, self._reply)
-        refusal = await self._record() if self._reply.is_complete else None  # else the client has gone
-        if refusal is not None:
-            status, said = describe(refusal)
-            body = json.dumps(said).encode()
-            self._start["status"] = status
-            MutableHeaders(scope=self._start)["content-length"] = str(len(body))
-        await self._send(self._start)
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
-
-    async def _pass(self, chunk: bytes, is_last: bool) -> None:
-        assert self._stream is not None
-        out = b"".join(self._stream.feed(chunk)) + (self._stream.finish() if is_last else b"")
-        if self._ttft_seconds is None and self._stream.has_begun:
-            self._ttft_seconds = self._timer() - self._began
-        if self._reply.is_complete and not self._is_settled:
-            refusal = await self._record()
-            if refusal is not None:  # in place of the last event, so no client takes the reply for a whole one
-                out = b"data: " + json.dumps(describe(refusal)[1]).encode() + b"\n\n"
-        if out or is_last:
-            await self._send({"type": "http.response.body", "body": out, "more_body": not is_last})
-
-    async def _record(self) -> StorageFailed | None:
-        """Record the reply; returns why it could not be."""
-        refusal = None
         try:
-            await self._recorder.record(self._interaction())
-        except StorageFailed as error:
-            refusal = error
-        self._is_settled = True  # not when cancelled: `unfinished` then records it again, which is idempotent
-        return refusal
+            await app(self._passed_on(scope), said.receive, answer)
+        except asyncio.CancelledError:  # how Serve says that the client has gone
+            self._has_left = True
+            raise
+        except Exception as error:
+            await self._fail(error, scope, receive, send)
+        finally:
+            self._has_left = self._has_left or said.has_left
+            if not self._is_recorded:
+                self._recorder.record_later(self._interaction(ENGINE_ERROR))
 
-    def _interaction(self) -> Interaction:
-        asked, reply = self._asked, self._reply
+    def _passed_on(self, scope: Scope) -> Scope:
+        headers = [(name, value) for name, value in scope["headers"] if name not in REPLACED_HEADERS]
+        return {**scope, "headers": [*headers, (b"content-length", b"%d" % len(self._asked.body))]}
+
+    async def _answer(self, message: Message, send: Send) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers["x-model-version"] = self._asked.choice.version
+            headers["x-rollout-arm"] = self._asked.choice.arm.value
+            self._tap.start(message["status"], headers.get("content-type", ""))
+            self._has_started = True
+        elif message["type"] == "http.response.body":
+            is_last = not message.get("more_body", False)
+            body = self._tap.feed(message.get("body", b""), is_last=is_last)
+            if self._ttft_seconds is None and self._tap.has_streamed_text:
+                self._ttft_seconds = self._clock.elapsed() - self._began
+            if self._tap.is_over:
+                await self._record()
+            if not body and not is_last:
+                return
+            message = {**message, "body": body}
+        await self._send(message, send)
+
+    async def _send(self, message: Message, send: Send) -> None:
+        try:
+            await send(message)
+        except OSError:  # how newer ASGI servers say that the client has gone
+            self._has_left = True
+            raise
+
+    async def _fail(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+        """The engine's app has raised: answer for it, if it has not answered and somebody still listens."""
+        if self._has_left:
+            return
+        log.error("engine_failed", version=self._asked.choice.version, exc_info=error)
+        if not self._has_started:
+            await self._record(ENGINE_ERROR)
+            await respond(error)(scope, receive, send)
+        elif not self._tap.is_over:
+            raise error  # half a reply is out: only a broken connection can say so now
+
+    async def _record(self, error: str | None = None) -> None:
+        if not self._is_recorded:
+            self._is_recorded = True
+            await self._recorder.record(self._interaction(error))
+
+    def _interaction(self, error: str | None) -> Interaction:
+        asked, tap = self._asked, self._tap
         return Interaction(
-            id=reply.id,
+            id=tap.id or f"request-{uuid.uuid4().hex}",
             line=asked.choice.line,
             version=asked.choice.version,
             arm=asked.choice.arm,
             unit=asked.choice.unit,
-            trial=asked.choice.trial,
             slice=asked.slice,
             messages=asked.messages,
-            reply=reply.text,
+            reply=tap.text,
             at=self._at,
-            finish_reason=reply.finish_reason,
-            error=reply.error,
-            prompt_tokens=reply.prompt_tokens,
-            reply_tokens=reply.reply_tokens,
-            latency_seconds=self._timer() - self._began,
+            trial=asked.choice.trial,
+            finish_reason=tap.finish_reason,
+            error=CLIENT_DISCONNECTED if self._has_left else tap.error or error,
+            prompt_tokens=tap.prompt_tokens,
+            reply_tokens=tap.reply_tokens,
+            latency_seconds=self._clock.elapsed() - self._began,
             ttft_seconds=self._ttft_seconds,
             principal=asked.principal,
             is_trainable=asked.is_trainable,

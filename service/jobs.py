@@ -28,6 +28,7 @@ _job = Table(
     Column("parent", String),
     Column("cursor", Integer, nullable=False),
     Column("examples", Integer, nullable=False),
+    Column("held", JSON, nullable=False),  # the ids of those examples
     Column("remembered", JSON, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("reason", String),
@@ -97,7 +98,7 @@ def queue(conn: Connection, line: str, trigger: str, parent: str | None, now: fl
     if not held:
         raise Conflict(f"there is nothing new to learn on {line!r}: send demonstrations to /feedback first", param="line")
     plain = {"id": identity, "line": line, "state": State.QUEUED, "trigger": trigger, "parent": parent, "created_at": now}
-    counts = {"cursor": held[-1].seq, "examples": len(held), "remembered": [], "attempts": 0}
+    counts = {"cursor": held[-1].seq, "examples": len(held), "held": [e.id for e in held], "remembered": [], "attempts": 0}
     conn.execute(insert(_job).values(**plain, **counts))
     return get(conn, identity)
 
@@ -129,6 +130,11 @@ def end(
         raise Conflict(f"job {job!r} has ended already")
     if version is None:
         ledger.release(conn, job)
+
+
+def reopen(conn: Connection, job: str) -> None:
+    """Give an ended job its examples again, as far as nobody took them: its version is on trial once more."""
+    ledger.reclaim(conn, job, conn.scalar(select(_job.c.held).where(_job.c.id == job)) or [])
 
 
 def learned(conn: Connection, job: str, version: str) -> int:

@@ -7,7 +7,7 @@ beside these; the conductor is the only writer of them all.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from sqlalchemy import (
     RowMapping,
     String,
     Table,
-    UniqueConstraint,
     func,
     insert,
     select,
@@ -51,7 +50,6 @@ _version = Table(
     Column("scores", JSON, nullable=False),
     Column("gate", JSON, nullable=False),
     Column("created_at", Float, nullable=False),
-    UniqueConstraint("line", "number"),
     sqlite_autoincrement=True,  # engines cache by the id: it must never come back for other weights
 )
 _alias = Table(
@@ -216,14 +214,15 @@ def crown(
     number = bump(conn)
     moves = {PREVIOUS: (now_is[PREVIOUS], previous), CHAMPION: (expected, target)}
     told = {"line": line, "at": now, "reason": reason, "evidence": dict(evidence), "trial": trial, "number": number}
-    change = 0
     for alias, (source, to) in moves.items():
         _point(conn, line, alias, to)
         if source != to or alias == CHAMPION:
             seconds = feedback_to_live_seconds if alias == CHAMPION else None
             row = {**told, "alias": alias, "source": source, "target": to, "feedback_to_live_seconds": seconds}
-            change = int(conn.execute(insert(_history).values(row)).inserted_primary_key[0])
-    return _as_change(conn.execute(select(_history).where(_history.c.id == change)).mappings().one())
+            conn.execute(insert(_history).values(row))
+    crowning = last_crowning(conn, line)
+    assert crowning is not None, "it was written just now"
+    return crowning
 
 
 def history(conn: Connection, line: str) -> list[Change]:
@@ -258,23 +257,14 @@ def bump(conn: Connection) -> int:
     return number(conn)
 
 
-def desired(
-    conn: Connection, lines: Iterable[str], trials: Mapping[str, Trial], folder: Path, max_resident: int
-) -> Desired:
-    """What replicas should hold, champions first and previous ones while there is room, and how they should route."""
+def desired(conn: Connection, lines: Iterable[str], trials: Mapping[str, Trial], folder: Path) -> Desired:
+    """What replicas should hold and how they should route; `trials` are the open ones, `folder` is that of all versions."""
     routes = {line: _route(line, aliases(conn, line), trials.get(line)) for line in lines}
-    wanted: dict[str, None] = {}
-    for names in (
-        [route.champion for route in routes.values()],
-        [trials[line].candidate for line in routes if line in trials and trials[line].stage.is_resident],
-        [route.previous for route in routes.values()],
-    ):
-        wanted |= dict.fromkeys(name for name in names if name)
-    held = list(wanted)[:max_resident]
-    every = select(_version.c.name, _version.c.path, _version.c.id).order_by(_version.c.id)
-    known = {row.name: row for row in conn.execute(every)}
-    resident = tuple(Resident(name, str(folder / known[name].path), known[name].id) for name in held)
-    return Desired(number(conn), resident, routes, tuple(known))
+    candidates = {t.candidate for t in trials.values() if t.line in routes and t.stage.is_resident}
+    named = {name for route in routes.values() for name in (route.champion, route.previous) if name}
+    rows = conn.execute(select(_version.c.name, _version.c.path, _version.c.id).order_by(_version.c.id)).all()
+    resident = tuple(Resident(row.name, str(folder / row.path), row.id) for row in rows if row.name in named | candidates)
+    return Desired(number(conn), resident, routes, tuple(row.name for row in rows))
 
 
 def tell(conn: Connection, at: float, line: str, kind: str, body: Mapping[str, Any]) -> None:
@@ -282,11 +272,9 @@ def tell(conn: Connection, at: float, line: str, kind: str, body: Mapping[str, A
     conn.execute(insert(_event).values(at=at, line=line, kind=kind, body=dict(body)))
 
 
-def events(conn: Connection, line: str, kinds: Collection[str] = ()) -> list[dict[str, Any]]:
+def events(conn: Connection, line: str) -> list[dict[str, Any]]:
     """What was done on a line, oldest first."""
-    query = select(_event).where(_event.c.line == line)
-    query = query.where(_event.c.kind.in_(kinds)) if kinds else query
-    return [dict(row) for row in conn.execute(query.order_by(_event.c.seq)).mappings()]
+    return [dict(row) for row in conn.execute(select(_event).where(_event.c.line == line).order_by(_event.c.seq)).mappings()]
 
 
 def _point(conn: Connection, line: str, alias: str, to: str | None) -> None:

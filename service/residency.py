@@ -1,15 +1,17 @@
-"""A replica's loop: what should be resident becomes resident here, proven before it is used, dropped when nothing uses it.
+"""A replica's loop: load what is desired, prove it, report it, switch to it, drain what is not, unload it.
 
-Wait for the keeper's desired state → load what is new → probe it → report → switch the routes whose versions are live →
-drain what is no longer wanted → unload it. A line whose needed versions are not all live keeps the route it had, so one
-bad adapter holds up its own line only. Nothing is ever unloaded under a live request, however long that takes.
+Each turn asks the keeper what should be, telling it what is. `desired` is what the gateway goes by: one assignment, made
+only when everything that its routes name is resident and proven. A version that cannot be is reported, never served, and stops
+nothing else: its line goes on as before or, in a replica that has just started, with the previous champion or the base.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +20,21 @@ import structlog
 
 from service.door import KeeperDoor
 from service.engines.base import Engine
-from service.errors import ArtifactInvalid, NotReady
-from service.rollout.probe import TOLERANCE, ProbeResult, judge
+from service.errors import LearndError
+from service.rollout.probe import ProbeResult, judge
 from service.router import Desired, ReplicaReport, Resident, Route
-from service.traffic import Traffic
+
+POLL_SECONDS = 10.0
+"""How long a question to the keeper may wait for news; also how often a champion that failed is tried again."""
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 10.0
+"""Between two questions to a keeper that does not answer; each pause is twice the last."""
 
 log = structlog.get_logger(__name__)
 
-FINGERPRINT = "fingerprint.json"
-
 
 class Residency:
-    """What one replica holds. `start` once, then `run`; one event loop."""
+    """What one replica holds and serves; nobody else loads into or unloads from its engine."""
 
     def __init__(
         self,
@@ -38,135 +43,177 @@ class Residency:
         replica: str,
         *,
         base_name: str,
-        poll_seconds: float = 10.0,
-        tolerance: float = TOLERANCE,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self.traffic = Traffic(base_name)
-        self._engine, self._keeper, self._replica = engine, keeper, replica
-        self._poll_seconds, self._tolerance, self._pause = poll_seconds, tolerance, pause
-        self._desired = Desired(number=-1)
+        self.desired = Desired(number=-1)
+        """What the gateway goes by: its number is that of the last state whose routes are served in full."""
+        self._engine = engine
+        self._keeper = keeper
+        self._replica = replica
+        self._base = base_name
+        self._pause = pause
+        self._pause_seconds = FIRST_PAUSE_SECONDS
+        self._target = Desired(number=-1)
+        self._held: dict[str, Resident] = {}
         self._verdicts: dict[str, ProbeResult] = {}
-        """Of each version that is wanted or still held; the `ok` ones are in the engine."""
-        self._retiring: dict[str, asyncio.Task[None]] = {}
-        self._changing = asyncio.Lock()
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether every line that should be served is, in full."""
-        return self.traffic.table.number == self._desired.number >= 0
-
-    def report(self) -> ReplicaReport:
-        """What this replica holds and serves."""
-        return ReplicaReport(self._replica, self.traffic.table.number, dict(self._verdicts), self.traffic.inflight)
+        self._inflight: Counter[str] = Counter()
+        self._unanswerable: frozenset[str] = frozenset()
+        self._is_idle = asyncio.Event()
+        self._base_logprobs: dict[tuple[int, ...], list[float]] = {}
 
     async def start(self) -> None:
-        """Become what should be, before the first request. Raises `NotReady`, naming what could not be proven."""
-        await self._turn(timeout_seconds=0)
-        await self._turn(timeout_seconds=0)  # tells what was found; the answer may be newer by now
-        if not self.is_ready:
-            found = {name: f"{verdict.reason} {verdict.detail}" for name, verdict in self._verdicts.items() if not verdict.ok}
-            raise NotReady(f"replica {self._replica} cannot hold what its lines need: {found}")
+        """Hold and prove what is desired; returns when the replica may answer, with whatever of it could be had."""
+        while not await self._ask():
+            pass
+        await self._pursue()
 
     async def run(self) -> None:
-        """Follow the desired state until cancelled; a keeper that is away is asked again."""
+        """Follow the desired state for ever; raises only when the engine is dead."""
+        while True:
+            await self._ask()
+            await self._pursue()
+
+    @contextmanager
+    def hold(self, version: str) -> Iterator[None]:
+        """Keep `version` from being unloaded while a request uses it."""
+        self._inflight[version] += 1
         try:
-            while True:
-                try:
-                    await self._turn(self._poll_seconds)
-                except Exception:
-                    log.exception("residency_turn_failed", replica=self._replica)
-                    await self._pause(1)
+            yield
         finally:
-            for task in self._retiring.values():
-                task.cancel()
+            self._inflight[version] -= 1
+            if not self._inflight[version]:
+                del self._inflight[version]
+                if version in self._held and version not in self._wanted():
+                    self._is_idle.set()
 
-    async def settle(self) -> None:
-        """Return when all that is to be unloaded has been."""
-        await asyncio.gather(*self._retiring.values())
+    def report(self) -> ReplicaReport:
+        """What this replica holds and serves now."""
+        return ReplicaReport(self._replica, self.desired.number, dict(self._verdicts), dict(self._inflight))
 
-    async def _turn(self, timeout_seconds: float) -> None:
-        desired = await self._keeper.desired(self._desired.number, self.report(), timeout_seconds)
-        async with self._changing:
-            self._desired = desired
-            for version in desired.resident:
-                if version.name not in self._verdicts or self._verdicts[version.name].reason == "load_failed":
-                    self._verdicts[version.name] = await self._take(version)
-            self._switch(desired)
-        self._retire()
+    # One turn.
 
-    async def _take(self, version: Resident) -> ProbeResult:
-        """Load a version and prove it; what is not proven does not stay."""
+    async def _ask(self) -> bool:
+        """Report, and wait for news: another target, or a version that may go now. Says whether the keeper answered."""
+        question = self._keeper.desired(self._target.number, self.report(), POLL_SECONDS)
+        answer = asyncio.ensure_future(question)
+        idle = asyncio.create_task(self._is_idle.wait())
+        try:
+            await asyncio.wait({answer, idle}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                self._target = answer.result()
+        except Exception as error:  # noqa: BLE001 - whatever keeps the keeper from answering, what is held answers on
+            known = isinstance(error, LearndError)
+            log.warning("keeper_unreachable", again_in_seconds=self._pause_seconds, exc_info=None if known else error)
+            await self._pause(self._pause_seconds)
+            self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+            return False
+        finally:
+            answer.cancel()
+            idle.cancel()
+        self._pause_seconds = FIRST_PAUSE_SECONDS
+        return True
+
+    async def _pursue(self) -> None:
+        self._is_idle.clear()
+        self._switch()  # a way back to what is held waits for no load
+        missing = self._missing()
+        for version in missing:
+            self._verdicts[version.name] = await self._prove(version)
+        self._switch()
+        self._tell_unanswerable()
+        await self._retire()
+
+    def _missing(self) -> list[Resident]:
+        """What is to be loaded, what answers first; of what has failed, only what should answer now is tried again."""
+        needed = {name for route in self._target.routes.values() for name in route.needed}
+        missing = [
+            version
+            for version in self._target.resident
+            if version.name not in self._held and (version.name in needed or version.name not in self._verdicts)
+        ]
+        return sorted(missing, key=lambda version: version.name not in needed)
+
+    # Load and prove.
+
+    async def _prove(self, version: Resident) -> ProbeResult:
+        """Load a version and measure it; it stays only if it is what the trainer made."""
+        try:
+            fingerprint = await asyncio.to_thread(_read_fingerprint, version)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return self._told(version, ProbeResult(ok=False, reason="fingerprint_invalid", detail=str(error)))
         try:
             await self._engine.load(version.name, Path(version.path), version.int_id)
-            verdict = await self._probe(version)
-        except ArtifactInvalid as error:
-            verdict = ProbeResult(ok=False, reason="load_failed", detail=error.message)
-        if not verdict.ok:
+            verdict = await self._measure(version.name, fingerprint)
+        except Exception as error:  # noqa: BLE001 - whatever a version's files do to the engine is the version's fault…
+            await self._engine.check()  # …unless the engine is dead
+            verdict = ProbeResult(ok=False, reason="load_failed", detail=str(error))
+        if verdict.ok:
+            self._held[version.name] = version
+        else:
             await self._engine.unload(version.name)
-        log.info("version_taken", version=version.name, ok=verdict.ok, reason=verdict.reason, detail=verdict.detail)
+        return self._told(version, verdict)
+
+    async def _measure(self, name: str, fingerprint: dict[str, Any]) -> ProbeResult:
+        texts = [tuple(probe["token_ids"]) for probe in fingerprint["probes"]]
+        for text in texts:
+            if text not in self._base_logprobs:
+                self._base_logprobs[text] = await self._engine.logprobs(None, text)
+        seen = [await self._engine.logprobs(name, text) for text in texts]
+        return judge(fingerprint, seen, [self._base_logprobs[text] for text in texts])
+
+    def _told(self, version: Resident, verdict: ProbeResult) -> ProbeResult:
+        tell = log.info if verdict.ok else log.error
+        event = "version_proven" if verdict.ok else "version_refused"
+        tell(event, version=version.name, reason=verdict.reason, agreement=verdict.agreement, detail=verdict.detail)
         return verdict
 
-    async def _probe(self, version: Resident) -> ProbeResult:
-        try:
-            fingerprint = read_fingerprint(Path(version.path))
-        except ArtifactInvalid as error:
-            return ProbeResult(ok=False, reason="fingerprint_invalid", detail=error.message)
-        texts = [probe["token_ids"] for probe in fingerprint["probes"]]
-        adapter = [await self._engine.logprobs(version.name, ids) for ids in texts]
-        base = [await self._engine.logprobs(None, ids) for ids in texts]
-        return judge(fingerprint, adapter, base, self._tolerance)
+    # Switch.
 
-    def _switch(self, desired: Desired) -> None:
-        """Put the new table in force as far as its versions are live."""
-        live = {name for name, verdict in self._verdicts.items() if verdict.ok}
-        before = self.traffic.table
-        fresh = {line: route for line, route in desired.routes.items() if route.needed <= live}
-        kept = {line: before.routes[line] for line in desired.routes if line not in fresh and line in before.routes}
-        known = {version.name: version for version in (*before.resident, *desired.resident)}
-        wanted = desired.resident_names | {name for route in kept.values() for name in route.needed}
-        self.traffic.table = replace(
-            desired,
-            number=desired.number if len(fresh) == len(desired.routes) else before.number,
-            resident=tuple(known[name] for name in known if name in wanted & live),
-            routes=_in_order(desired.routes, fresh | kept),
-        )
-        if before.number != self.traffic.table.number:
-            log.info("routes_switched", number=self.traffic.table.number, replica=self._replica)
+    def _switch(self) -> None:
+        """Serve as much of the target as is held, in one assignment."""
+        target = self._target
+        routes = {line: self._route(route) for line, route in target.routes.items()}
+        kept = target.resident_names | {name for route in routes.values() for name in route.needed}
+        resident = tuple(version for name, version in self._held.items() if name in kept)
+        number = target.number if routes == dict(target.routes) else self.desired.number
+        self.desired = Desired(number, resident, routes, target.versions)
 
-    def _retire(self) -> None:
-        """Begin to drop what nothing names any more."""
-        for name in self._unwanted() - set(self._retiring):
-            task = asyncio.create_task(self._drop(name))
-            self._retiring[name] = task
-            task.add_done_callback(lambda done, name=name: self._retired(name, done))
+    def _route(self, wanted: Route) -> Route:
+        """The wanted route if all that it needs is held, else the best there is; stand-ins are no evidence in a trial."""
+        if wanted.needed <= self._held.keys():
+            return wanted
+        before = self.desired.routes.get(wanted.line)
+        choices = (wanted.champion, before.champion if before else None, wanted.previous)
+        champion = next((name for name in choices if name in self._held), None)
+        return replace(wanted, champion=champion, candidate=None, weight=0.0, trial=None)
 
-    async def _drop(self, name: str) -> None:
-        await self.traffic.drained(name)
-        async with self._changing:  # it may have been wanted again while it drained
-            if name in self._unwanted():
-                await self._engine.unload(name)
-                del self._verdicts[name]
-                log.info("version_dropped", version=name, replica=self._replica)
+    def _tell_unanswerable(self) -> None:
+        """Log the lines that are answered by a stand-in, when that changes."""
+        served = self.desired.routes
+        lines = frozenset(line for line, wanted in self._target.routes.items() if served[line] != wanted)
+        for line in lines - self._unanswerable:
+            wanted, instead = self._target.routes[line], served[line].champion or self._base
+            log.error("route_not_served", line=line, needed=sorted(wanted.needed), answered_by=instead)
+        self._unanswerable = lines
 
-    def _unwanted(self) -> set[str]:
-        return set(self._verdicts) - self._desired.resident_names - self.traffic.table.resident_names
+    # Drain and unload.
 
-    def _retired(self, name: str, done: asyncio.Task[None]) -> None:
-        del self._retiring[name]
-        if not done.cancelled() and (error := done.exception()) is not None:
-            log.error("unload_failed", version=name, exc_info=error)
+    def _wanted(self) -> frozenset[str]:
+        routed = {name for route in self.desired.routes.values() for name in route.needed}
+        return self._target.resident_names | routed
+
+    async def _retire(self) -> None:
+        """Unload what is neither desired nor routed to nor in use; forget the verdicts on what nobody asks for any more."""
+        wanted = self._wanted()
+        for name in [name for name in self._held if name not in wanted and not self._inflight[name]]:
+            del self._held[name]
+            await self._engine.unload(name)
+            log.info("version_unloaded", version=name)
+        self._verdicts = {name: verdict for name, verdict in self._verdicts.items() if name in wanted or name in self._held}
 
 
-def read_fingerprint(folder: Path) -> dict[str, Any]:
-    """The trainer's fingerprint of the version in `folder`. Raises `ArtifactInvalid` when there is no whole one."""
-    try:
-        fingerprint = json.loads((folder / FINGERPRINT).read_text())
-        assert all(set(probe) >= {"token_ids", "adapter", "base"} for probe in fingerprint["probes"])
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise ArtifactInvalid(f"{folder / FINGERPRINT} cannot be read: {error!r}") from error
-    return fingerprint  # type: ignore[no-any-return] # JSON
-
-
-def _in_order(order: Mapping[str, Route], routes: Mapping[str, Route]) -> dict[str, Route]:
-    return {line: routes[line] for line in order if line in routes}
+def _read_fingerprint(version: Resident) -> dict[str, Any]:
+    fingerprint: dict[str, Any] = json.loads((Path(version.path) / "fingerprint.json").read_text())
+    if not all({"token_ids", "adapter", "base"} <= probe.keys() for probe in fingerprint["probes"]):
+        raise ValueError("a probe lacks token_ids, adapter or base")
+    return fingerprint

