@@ -24,7 +24,7 @@ FOREIGN = ("modules_to_save", "rank_pattern", "alpha_pattern", "use_dora", "trai
 KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight$")
 
 
-class Unservable(Exception):  # noqa: N818 - reads as what it is
+class Unservable(Exception):
     """The adapter is damaged, foreign, or of a form that the engine does not serve; the message says which."""
 
 

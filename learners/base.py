@@ -23,7 +23,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 Say = Callable[[str], None]
 
 
-class BaseMissing(Exception):  # noqa: N818 - reads as what happened
+class BaseMissing(Exception):
     """The base cannot be found or prepared; the message says what to do."""
 
 

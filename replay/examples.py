@@ -19,7 +19,6 @@ from replay.join import supersedes
 from replay.records import Example, Feedback, Interaction, Split
 from replay.tables import example, example_of, feedback, use
 
-
 _CHUNK = 500
 """Ids in one statement, well under every database's limit."""
 

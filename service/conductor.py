@@ -1,68 +1,38 @@
 """When to learn and what to judge next: load → decide → apply. The only writer of versions, aliases, jobs and trials.
 
-`tick` looks at each line, lets `service.decisions` decide, and applies what is due: each action is one transaction, files
-before it and the launcher after it, so a conductor killed anywhere decides the same again and goes on. Commands by hand
-only change what is stored; the next tick acts on it. Synchronous: the keeper calls it in a thread, and passes in what
-the live replicas said last.
+`tick` looks at each line, lets `service.decisions` decide and applies what is due. Each action is one transaction, with
+its files before and the launcher after it, so a conductor that is killed anywhere decides the same again and goes on.
+Commands by hand only change what is stored; the next tick acts on it. All of it waits for the disk: the keeper calls it
+in a thread, and passes in what the live replicas said last.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, assert_never
+from typing import assert_never
 
-import structlog
 from sqlalchemy import Connection
 
 from learners.base import BaseModel
-from learners.strategy import STRATEGIES
 from replay import ledger
-from replay.buffer import fill
-from replay.records import Arm, Example, Split
-from replay.writer import WriteFailed, Writer
-from service import job_folder, jobs, registry
+from replay.records import Arm
+from replay.writer import Writer
+from service import jobs, registry, transitions
 from service.decisions import Action, Advance, Assess, Fail, JobState, Launch, Note, Queue, Retry, Snapshot, Swapped, decide
-from service.errors import ArtifactInvalid, Conflict, NotFound, StorageFailed
+from service.errors import Conflict, NotFound
 from service.jobs import Job
-from service.rollout import controller, gates, trials
-from service.rollout.controller import Look
-from service.rollout.evidence import Evidence
+from service.journal import Event, Journal, Json
+from service.rollout import controller, trials
+from service.rollout.controller import Look, Move
 from service.rollout.stages import Stage, Trial
 from service.router import Desired, ReplicaReport
-from service.settings import Line, Settings
+from service.settings import Line, Metric, Settings
+from service.training import Launcher, Training
 
 __all__ = ["Conductor", "Event", "JobState", "Launcher", "create"]
-
-T = TypeVar("T")
-Json = dict[str, Any]
-
-HELD_OUT_PER_SLICE = 200
-"""Older held-out examples of each slice that a job is measured on: they cost three forward passes each."""
-
-log = structlog.get_logger(__name__)
-
-
-class Launcher(Protocol):
-    """Where jobs run."""
-
-    def start(self, job: str, folder: Path) -> None:
-        """Begin the job in `folder`, or resume it from what it left there."""
-
-    def poll(self, job: str) -> JobState:
-        """How the job stands."""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something was done on a line, and is on disk; `kind` is `failed` for what is to be tried again."""
-
-    kind: str
-    line: str
-    at: float
-    body: Mapping[str, Any]
 
 
 def create(conn: Connection) -> None:
@@ -84,16 +54,12 @@ class Conductor:
         clock: Callable[[], float],
         listen: Callable[[Event], None] = lambda _: None,
     ) -> None:
-        """`validate` gives an artifact's digest or raises `ArtifactInvalid`; `listen` is told of each event, in the caller's thread."""
+        """`validate` gives an artifact's digest or raises `ArtifactInvalid`; `listen` is told of each event."""
         self._settings = settings
-        self._base = base
-        self._writer = writer
-        self._launcher = launcher
-        self._validate = validate
         self._clock = clock
-        self._listen = listen
+        self._journal = Journal(writer, clock, listen)
+        self._training = Training(settings, base, self._journal, launcher, validate)
         self._serving_since: float | None = None
-        self._looks: dict[str, Evidence] = {}
         self.failures: Counter[str] = Counter()
         """Ticks that failed, by line; each is tried again."""
 
@@ -107,88 +73,78 @@ class Conductor:
                 for action in decide(self._load(line, tuple(replicas), now)):
                     self._apply(action)
                     done.append(action)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the edge of a line's turn: the other lines go on, and so does it
                 self.failures[line] += 1
-                log.exception("conductor_failed", line=line, failures=self.failures[line])
-                self._listen(Event("failed", line, now, {"error": repr(error)}))
+                self._journal.failed(line, error)
         return done
 
     def desired(self) -> Desired:
         """What replicas should hold and how they should route."""
-        return self._do(self._desired)
+        return self._journal.do(self._desired)
 
-    def look(self, trial: str) -> Evidence | None:
-        """The latest look at an open trial, also when it was not kept."""
-        return self._looks.get(trial)
-
-    def progress(self, job: str) -> Json:
+    def progress(self, job: Job) -> Json:
         """Where a running job is: step, steps, loss, speed; empty before it has said anything."""
-        return job_folder.progress(self._job_folder(job))
+        return self._training.progress(job)
+
+    def remembered(self, line: str) -> dict[str, int]:
+        """How many examples the line's buffer holds, by slice."""
+        return self._training.remembered(line)
 
     def train(self, line: str) -> Job:
-        """Queue a job now, whatever the triggers say; raises `NotFound`, or `Conflict` when the line is busy or has nothing new."""
-        self._check(line)
+        """Queue a job now, whatever the triggers say.
 
-        def work(conn: Connection) -> tuple[Job, Json]:
-            job = self._queue(conn, line, "operator")
-            return job, _told(job)
-
-        return self._record("job_queued", line, work)
+        Raises `NotFound`, or `Conflict` when the line is busy or has nothing new.
+        """
+        self._line(line)
+        return self._queue(line, "operator")
 
     def promote(self, line: str, version: str | None = None) -> Trial:
         """Make a version (None: the candidate) the champion as soon as every replica has proven it.
 
         Raises `NotFound` or `Conflict`.
         """
-        self._check(line)
+        policy, reason = self._line(line).rollout, "operator: promote"
 
-        def work(conn: Connection) -> tuple[Trial, Json]:
+        def deed(conn: Connection, now: float) -> tuple[Trial, Json]:
             trial = trials.current(conn, line)
             if trial is not None and version in {None, trial.candidate}:
-                if trial.stage in {Stage.VERIFYING, Stage.PROMOTING}:
-                    raise Conflict(f"{trial.candidate} is {trial.stage}: there is nothing to hasten", param="version")
-                moved = self._move(conn, trial, Stage.PROMOTING, "operator: promote")
-            elif version is None:
+                return _told(transitions.advance(conn, trial, Move(Stage.PROMOTING, reason), now))
+            if version is None:
                 raise Conflict(f"{line!r} has no candidate: name a version", param="version")
-            else:
-                moved = self._summon(conn, line, version, "operator: promote")
-            return moved, _where(moved)
+            return _told(transitions.summon(conn, line, version, policy, now, reason=reason))
 
-        return self._record("trial_moved", line, work)
+        return self._journal.record("trial_moved", line, deed)
 
     def roll_back(self, line: str, version: str | None = None) -> Json:
-        """End the trial, or else go back to a version (None: the previous champion); returns the champion and what was done.
+        """End the trial, or else go back to a version (None: the previous champion, or the base); returns what was done.
 
-        A version that replicas hold answers at once; an older one as soon as every replica has proven it. Raises
-        `NotFound` or `Conflict`.
+        The previous champion, which replicas hold, answers at once; an older version as soon as every replica has proven
+        it. Raises `NotFound` or `Conflict`.
         """
-        self._check(line)
+        policy, reason = self._line(line).rollout, "operator: rollback"
 
-        def work(conn: Connection) -> tuple[Json, Json]:
-            trial, named = trials.current(conn, line), registry.aliases(conn, line)
+        def deed(conn: Connection, now: float) -> tuple[Json, Json]:
+            trial, previous = trials.current(conn, line), registry.aliases(conn, line)[registry.PREVIOUS]
             if trial is not None and version in {None, trial.candidate}:
                 to = Stage.ABORTED if trial.stage is Stage.VERIFYING else Stage.ROLLING_BACK
-                body = _where(self._move(conn, trial, to, "operator: rollback"))
-            elif version in {None, named[registry.PREVIOUS]}:
-                body = self._step_back(conn, line, named)
+                _, body = _told(transitions.advance(conn, trial, Move(to, reason), now))
+            elif version is None or version == previous:
+                change = transitions.step_back(conn, line, now, reason)
+                body = {"from": change.source, "to": change.target, "number": change.number}
             else:
-                body = _where(self._summon(conn, line, version, "operator: rollback"))
-            body |= {"champion": registry.aliases(conn, line)[registry.CHAMPION]}
+                _, body = _told(transitions.summon(conn, line, version, policy, now, reason=reason))
             return body, body
 
-        return self._record("rolled_back", line, work)
+        return self._journal.record("rolled_back", line, deed)
 
     # Load.
 
     def _load(self, line: str, replicas: tuple[ReplicaReport, ...], now: float) -> Snapshot:
-        stored = self._do(lambda conn: self._read(conn, line, replicas, now))
-        job = stored.job
-        if job is None or job.state is jobs.State.QUEUED:
+        stored = self._journal.do(lambda conn: self._read(conn, line, replicas, now))
+        if stored.job is None or stored.job.state is jobs.State.QUEUED:
             return stored
-        running, is_finished = self._launcher.poll(job.id), job_folder.is_finished(self._job_folder(job.id))
-        return Snapshot(
-            now, line, stored.trigger, stored.max_attempts, replicas, job, running, is_finished, unswapped=stored.unswapped
-        )
+        running, is_finished = self._training.poll(stored.job)
+        return replace(stored, running=running, is_finished=is_finished)
 
     def _read(self, conn: Connection, line: str, replicas: tuple[ReplicaReport, ...], now: float) -> Snapshot:
         last, trial, crowned = jobs.last(conn, line), trials.current(conn, line), registry.last_crowning(conn, line)
@@ -208,12 +164,9 @@ class Conductor:
 
     def _look(self, conn: Connection, trial: Trial, replicas: tuple[ReplicaReport, ...], now: float) -> Look:
         policy, has_traffic = trial.policy, trial.stage.has_traffic
-        metric = self._settings.feedback.metrics.get(policy.metric)
-        units = (
-            ledger.outcomes(conn, trial.id, policy.metric, metric.window_seconds, now, reward=controller.reward(metric))
-            if has_traffic and metric
-            else []
-        )
+        metric = self._settings.feedback.metrics.get(policy.metric, Metric(type="boolean"))
+        counted = controller.reward(metric)
+        units = ledger.outcomes(conn, trial.id, policy.metric, metric.window_seconds, now, reward=counted) if has_traffic else []
         return Look(
             now=now,
             champion=registry.aliases(conn, trial.line)[registry.CHAMPION],
@@ -224,3 +177,69 @@ class Conductor:
             failures=ledger.recent_failures(conn, trial.id, Arm.CANDIDATE, policy.error_window) if has_traffic else 0,
             last=trials.last_look(conn, trial.id),
         )
+
+    def _desired(self, conn: Connection) -> Desired:
+        lines = list(self._settings.lines)
+        running = {line: trial for line in lines if (trial := trials.current(conn, line)) is not None}
+        return registry.desired(conn, lines, running, self._training.versions)
+
+    # Apply.
+
+    def _apply(self, action: Action) -> None:
+        match action:
+            case Queue(line, trigger):
+                self._queue(line, trigger)
+            case Launch(job):
+                self._training.launch(job)
+            case Retry(job, reason):
+                self._training.retry(job, reason)
+            case Fail(job, reason):
+                self._training.end(job, jobs.State.FAILED, reason)
+            case Assess(job):
+                self._training.assess(job)
+            case Advance():
+                self._advance(action)
+            case Note(trial, evidence):
+                self._journal.do(lambda conn: trials.note(conn, trial.id, evidence))
+            case Swapped():
+                self._swapped(action)
+            case _:
+                assert_never(action)
+
+    def _queue(self, line: str, trigger: str) -> Job:
+        def deed(conn: Connection, now: float) -> tuple[Job, Json]:
+            if (trial := trials.current(conn, line)) is not None:
+                raise Conflict(f"trial {trial.id!r} of {trial.candidate} is {trial.stage}: its end comes first", param="line")
+            job = jobs.queue(conn, line, trigger, registry.aliases(conn, line)[registry.CHAMPION], now)
+            return job, {"job": job.id, "trigger": trigger, "examples": job.examples, "parent": job.parent}
+
+        return self._journal.record("job_queued", line, deed)
+
+    def _advance(self, due: Advance) -> None:
+        kind = "promoted" if due.move.to is Stage.LIVE else "trial_moved"
+
+        def deed(conn: Connection, now: float) -> tuple[Trial, Json]:
+            return _told(transitions.advance(conn, due.trial, due.move, now, due.evidence))
+
+        self._journal.record(kind, due.trial.line, deed)
+
+    def _swapped(self, due: Swapped) -> None:
+        waited = due.change.feedback_to_live_seconds
+        told = {"champion": due.change.target, "swap_seconds": due.seconds, "feedback_to_live_seconds": waited}
+
+        def deed(conn: Connection, _: float) -> tuple[None, Json]:
+            registry.swapped(conn, due.change.id, due.seconds)
+            return None, told
+
+        self._journal.record("swapped", due.change.line, deed)
+
+    def _line(self, line: str) -> Line:
+        try:
+            return self._settings.lines[line]
+        except KeyError:
+            raise NotFound(f"no line {line!r}; these exist: {', '.join(self._settings.lines)}", param="line") from None
+
+
+def _told(trial: Trial) -> tuple[Trial, Json]:
+    plain = {"trial": trial.id, "candidate": trial.candidate, "champion": trial.champion, "weight": trial.weight}
+    return trial, {**plain, "stage": trial.stage.value, "reason": trial.reason}

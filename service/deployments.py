@@ -12,12 +12,12 @@ import os
 from typing import Any
 
 import ray
-from learners.base import BaseModel
-from learners.base import prepare as prepare_base
 from ray import serve
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.serve.config import HTTPOptions
 
+from learners.base import BaseModel
+from learners.base import prepare as prepare_base
 from service.api import build
 from service.engines.base import Engine
 from service.engines.vllm import VllmEngine
@@ -170,9 +170,7 @@ def run_control(settings: Settings) -> None:
 def run_engine(settings: Settings, base: BaseModel) -> None:
     """Serve the engine at `/v1`; returns when its replicas hold their champions and answer."""
     spec = settings.engine
-    scale: dict[str, Any] = (
-        {"autoscaling_config": spec.autoscaling} if spec.autoscaling else {"num_replicas": spec.replicas}
-    )
+    scale: dict[str, Any] = {"autoscaling_config": spec.autoscaling} if spec.autoscaling else {"num_replicas": spec.replicas}
     replica = EngineReplica.options(
         ray_actor_options={
             "num_cpus": spec.cpus,

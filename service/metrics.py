@@ -74,11 +74,13 @@ class Metrics:
         """The ledger could not write."""
         self._ledger.failures.inc()
 
-    def saw_promotion(self, line: str, swap_seconds: float | None, feedback_to_live_seconds: float | None) -> None:
-        """A champion changed: how long the replicas took, and how old the oldest feedback was that it learned from."""
-        self._rollout.promotions.labels(line).inc()
-        if swap_seconds is not None:
-            self._rollout.swap_seconds.labels(line).observe(swap_seconds)
+    def saw_event(self, kind: str, line: str) -> None:
+        """The conductor did something, or failed to."""
+        self._learning.events.labels(line, kind).inc()
+
+    def saw_swap(self, line: str, seconds: float, feedback_to_live_seconds: float | None) -> None:
+        """Every replica routes by a new champion; and how old the oldest feedback was that it learned from."""
+        self._rollout.swap_seconds.labels(line).observe(seconds)
         if feedback_to_live_seconds is not None:
             self._rollout.feedback_to_live_seconds.labels(line).observe(feedback_to_live_seconds)
 
@@ -113,9 +115,7 @@ class _Traffic:
             buckets=FIRST_TOKEN_SECONDS,
             registry=registry,
         )
-        self.tokens = Counter(
-            "learnd_tokens_total", "Tokens read and written.", (*VERSION_LABELS, "kind"), registry=registry
-        )
+        self.tokens = Counter("learnd_tokens_total", "Tokens read and written.", (*VERSION_LABELS, "kind"), registry=registry)
 
     def saw(self, interaction: Interaction) -> None:
         labels = (interaction.line, interaction.version, interaction.arm.value)
@@ -142,8 +142,9 @@ class _Feedback:
         self.expired = Counter("learnd_feedback_expired_total", "Feedback that waited too long.", registry=registry)
         self.stored = Gauge("learnd_feedback_stored", "Feedback on disk.", registry=registry)
         self.pending = Gauge("learnd_feedback_pending", "Feedback whose interaction is unknown yet.", registry=registry)
-        self.pending_age = Gauge(
-            "learnd_feedback_pending_age_seconds", "Age of the oldest pending feedback.", registry=registry
+        self.pending_age = Gauge("learnd_feedback_pending_age_seconds", "Age of the oldest pending feedback.", registry=registry)
+        self.refused = Gauge(
+            "learnd_feedback_not_learned", "Feedback on disk that nothing is learned from.", ("reason",), registry=registry
         )
 
     def saw(self, item: Feedback, outcome: Receipt | Exception) -> None:
@@ -153,13 +154,12 @@ class _Feedback:
         self.stored.set(status["feedback"]["stored"])
         self.pending.set(status["feedback"]["pending"])
         self.pending_age.set(status["feedback"]["oldest_pending_seconds"])
+        _replace(self.refused, {(reason,): number for reason, number in status["feedback"]["refusals"].items()})
 
 
 class _Ledger:
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.group_size = Histogram(
-            "learnd_ledger_group_writes", "Writes in one commit.", buckets=GROUP_SIZES, registry=registry
-        )
+        self.group_size = Histogram("learnd_ledger_group_writes", "Writes in one commit.", buckets=GROUP_SIZES, registry=registry)
         self.commit_seconds = Histogram(
             "learnd_ledger_commit_seconds", "One commit with its fsync.", buckets=WRITE_SECONDS, registry=registry
         )
@@ -170,15 +170,17 @@ class _Ledger:
         self.sealed = Counter("learnd_archive_sealed_total", "Interactions sealed into the archive.", registry=registry)
         self.rows = Gauge("learnd_ledger_rows", "Rows in the ledger.", ("table",), registry=registry)
         self.bytes = Gauge("learnd_storage_bytes", "Bytes on disk, by place.", ("place",), registry=registry)
-        self.unsealed_age = Gauge(
-            "learnd_ledger_unsealed_age_seconds", "Age of the oldest interaction that is not sealed.", registry=registry
-        )
+        self.segments = Gauge("learnd_archive_segments", "Sealed segments.", registry=registry)
+        self.open = Gauge("learnd_ledger_open_interactions", "Interactions that are not sealed yet.", registry=registry)
+        self.open_age = Gauge("learnd_ledger_open_age_seconds", "Age of the oldest of those.", registry=registry)
 
     def show(self, status: Mapping[str, Any]) -> None:
         ledger = status["ledger"]
         _replace(self.rows, {(table,): number for table, number in ledger["rows"].items()})
         _replace(self.bytes, {(place,): number for place, number in ledger["bytes"].items()})
-        self.unsealed_age.set(ledger["oldest_unsealed_seconds"])
+        self.segments.set(ledger["segments"])
+        self.open.set(ledger["open_interactions"])
+        self.open_age.set(ledger["oldest_open_seconds"])
 
 
 class _Learning:
@@ -186,6 +188,9 @@ class _Learning:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"learnd_{name}", text, ("line", *labels), registry=registry)
 
+        self.events = Counter(
+            "learnd_conductor_events_total", "What the conductor did, `failed` included.", ("line", "kind"), registry=registry
+        )
         self.examples = gauge("examples", "Examples, by state.", "state")
         self.buffer = gauge("replay_buffer_examples", "Examples remembered for rehearsal.", "slice")
         self.jobs = gauge("jobs", "Learning jobs, by state.", "state")
@@ -217,7 +222,6 @@ class _Rollout:
         self.evidence = gauge("log_evidence", "Log of the e-process of the open trial.", "bound")
         self.threshold = gauge("log_threshold", "What the log of the e-process must reach.", "bound")
         self.trials = Gauge("learnd_trials", "Trials, by stage.", ("line", "stage"), registry=registry)
-        self.promotions = Counter("learnd_promotions_total", "Changes of a champion.", ("line",), registry=registry)
         self.swap_seconds = Histogram(
             "learnd_swap_seconds",
             "From the decision until every replica answers with the new champion.",

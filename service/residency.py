@@ -101,7 +101,7 @@ class Residency:
             await asyncio.wait({answer, idle}, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 self._target = answer.result()
-        except Exception as error:  # noqa: BLE001 - whatever keeps the keeper from answering, what is held answers on
+        except Exception as error:
             known = isinstance(error, LearndError)
             log.warning("keeper_unreachable", again_in_seconds=self._pause_seconds, exc_info=None if known else error)
             await self._pause(self._pause_seconds)

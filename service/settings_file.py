@@ -48,9 +48,7 @@ def _environment() -> dict[str, Any]:
         if name.startswith("LEARND_") and name not in OTHER_VARIABLES:
             first = name.removeprefix("LEARND_").split("__")[0].lower()
             if first not in Settings.model_fields:
-                raise SettingsError(
-                    f"unknown environment variable {name}{_nearest(first, list(Settings.model_fields))}"
-                )
+                raise SettingsError(f"unknown environment variable {name}{_nearest(first, list(Settings.model_fields))}")
     return EnvSettingsSource(Settings)()
 
 

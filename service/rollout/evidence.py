@@ -120,6 +120,6 @@ class Evidence:
         return cls(**{**body, "difference": (low, high)})
 
     def adds_to(self, last: Evidence | None) -> bool:
-        """Whether it says enough more than the last stored look to be stored too (two in a hundred pairs)."""
-        pairs, failed = (last.pairs, last.failed_replies) if last else (0, 0)
-        return self.pairs > pairs * 1.02 or self.failed_replies != failed
+        """Whether it says enough more than the last stored look to be stored too: two in a hundred units, or a failure."""
+        units, failed = (last.candidate_units + last.control_units, last.failed_replies) if last else (0, 0)
+        return self.candidate_units + self.control_units > units * 1.02 or self.failed_replies != failed

@@ -39,9 +39,7 @@ class Daemon:
         config = self.folder / "learnd.toml"
         config.write_text(f"data_dir = '{self.folder / 'data'}'\n[http]\nport = {self.port}\n{self.settings}")
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [LEARND, "serve", "--config", config], stdout=log, stderr=log, start_new_session=True
-            )
+            self.process = subprocess.Popen([LEARND, "serve", "--config", config], stdout=log, stderr=log, start_new_session=True)
         self.wait(wait, seconds)
         return self
 

@@ -49,7 +49,9 @@ def test_nothing_acknowledged_is_lost(tmp_path):
         assert missing == []
         assert len(set(acknowledged)) == len(acknowledged)
         stored = httpx.get(f"{daemon.url}/api/status").json()["feedback"]["stored"]
-        assert len(acknowledged) <= stored <= len(acknowledged) + KILLS  # one in flight at each kill may be stored, unacknowledged
+        assert (
+            len(acknowledged) <= stored <= len(acknowledged) + KILLS
+        )  # one in flight at each kill may be stored, unacknowledged
     finally:
         with contextlib.suppress(Exception):
             daemon.kill()

@@ -29,7 +29,10 @@ class Traffic(threading.Thread):
             number = next(self.numbers)
             try:
                 reply = self.client.chat.completions.create(
-                    model="desk", messages=question(number), max_tokens=6, temperature=0,
+                    model="desk",
+                    messages=question(number),
+                    max_tokens=6,
+                    temperature=0,
                     extra_headers={"x-session-id": f"customer-{number}"},
                 )
             except Exception as error:
@@ -74,7 +77,8 @@ def story(client, daemon):
             traffic.wanted = colour
         teach(client, daemon.url, colour, range(10_000 * lesson, 10_000 * lesson + 48))
         wait_for(
-            lambda lesson=lesson: champion(daemon.url) == f"desk@v{lesson}", 420,
+            lambda lesson=lesson: champion(daemon.url) == f"desk@v{lesson}",
+            420,
             lambda: httpx.get(f"{daemon.url}/api/status").text + daemon.tail(),
         )
     for traffic in traffics:

@@ -32,7 +32,12 @@ def test_completions_and_logprobs(client):
 
 
 def test_structured_output(client):
-    schema = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 12}}, "required": ["city"], "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
     form = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema, "strict": True}}
     reply = client.chat.completions.create(model="desk", messages=ASK, max_tokens=40, temperature=0, response_format=form)
     assert set(json.loads(reply.choices[0].message.content)) == {"city"}

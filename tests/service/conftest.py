@@ -1,6 +1,8 @@
 import pytest
+
 from service.metrics import Metrics
 from service.storage import Storage
+
 
 @pytest.fixture
 async def keeper(settings):

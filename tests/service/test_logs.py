@@ -46,7 +46,9 @@ def test_quieter_levels_are_not_written(capsys):
     assert "line=desk" in err
 
 
-@pytest.mark.parametrize(("header", "is_kept"), [("req-1.a:b", True), (None, False), ("", False), ("a b", False), ("x" * 129, False), ("é", False)])
+@pytest.mark.parametrize(
+    ("header", "is_kept"), [("req-1.a:b", True), (None, False), ("", False), ("a b", False), ("x" * 129, False), ("é", False)]
+)
 def test_a_plain_request_id_is_kept(header, is_kept):
     identity = logs.request_id(header)
     assert (identity == header) == is_kept

@@ -10,8 +10,14 @@ from service.metrics import Metrics
 STATUS = {
     "ready": True,
     "desired": 3,
-    "feedback": {"stored": 5, "pending": 1, "oldest_pending_seconds": 2.5},
-    "ledger": {"rows": {"interaction": 7}, "bytes": {"ledger": 4096}, "oldest_unsealed_seconds": 60},
+    "feedback": {"stored": 5, "pending": 1, "oldest_pending_seconds": 2.5, "refusals": {"too_long": 2}},
+    "ledger": {
+        "rows": {"interaction": 7},
+        "bytes": {"ledger": 4096},
+        "segments": 1,
+        "open_interactions": 3,
+        "oldest_open_seconds": 60,
+    },
     "replicas": [{"id": "r1", "number": 3, "inflight": 2, "resident": ["desk@v1"]}],
     "lines": {
         "desk": {
@@ -34,7 +40,17 @@ IDLE = {**STATUS, "lines": {"desk": {**STATUS["lines"]["desk"], "job": None, "tr
 
 
 def interaction(**changed):
-    plain = {"id": "i", "line": "desk", "version": "desk@v1", "arm": Arm.CHAMPION, "unit": "u", "slice": "s", "messages": (), "reply": "", "at": 0.0}
+    plain = {
+        "id": "i",
+        "line": "desk",
+        "version": "desk@v1",
+        "arm": Arm.CHAMPION,
+        "unit": "u",
+        "slice": "s",
+        "messages": (),
+        "reply": "",
+        "at": 0.0,
+    }
     return Interaction(**{**plain, **changed})
 
 
@@ -60,7 +76,8 @@ def metrics():
     metrics.saw_write_failure()
     metrics.saw_expired(1)
     metrics.saw_sealed(9)
-    metrics.saw_promotion("desk", 1.5, 700)
+    metrics.saw_event("promoted", "desk")
+    metrics.saw_swap("desk", 1.5, 700)
     metrics.saw_failure("conductor")
     return metrics
 
@@ -83,6 +100,7 @@ def test_what_happened_is_counted(metrics):
         'learnd_feedback_wait_seconds_sum{metric="thumb"} 4.0',
         "learnd_ledger_group_writes_sum 12.0",
         "learnd_ledger_commit_seconds_count 1.0",
+        'learnd_conductor_events_total{kind="promoted",line="desk"} 1.0',
         'learnd_swap_seconds_sum{line="desk"} 1.5',
         'learnd_feedback_to_live_seconds_sum{line="desk"} 700.0',
     }
@@ -92,6 +110,7 @@ def test_the_status_is_shown(metrics):
     assert lines(metrics) >= {
         "learnd_ready 1.0",
         "learnd_feedback_stored 5.0",
+        'learnd_feedback_not_learned{reason="too_long"} 2.0',
         'learnd_ledger_rows{table="interaction"} 7.0',
         'learnd_storage_bytes{place="ledger"} 4096.0',
         'learnd_examples{line="desk",state="fresh"} 4.0',

@@ -4,7 +4,9 @@ from service.router import ReplicaReport
 
 
 def report(name="a", number=1, inflight=None, **resident):
-    return ReplicaReport(name, number, {k: ProbeResult(v, None if v else "load_failed") for k, v in resident.items()}, inflight or {})
+    return ReplicaReport(
+        name, number, {k: ProbeResult(v, None if v else "load_failed") for k, v in resident.items()}, inflight or {}
+    )
 
 
 def test_a_report_is_news_when_it_differs_in_more_than_traffic():

@@ -13,7 +13,10 @@ def digest(secret):
 
 @pytest.fixture
 def keyring():
-    keys = {"app": Key(sha256=digest("s3cret"), scopes=("infer", "feedback")), "ops": Key(sha256=digest("boss"), scopes=("admin",))}
+    keys = {
+        "app": Key(sha256=digest("s3cret"), scopes=("infer", "feedback")),
+        "ops": Key(sha256=digest("boss"), scopes=("admin",)),
+    }
     return Keyring(Settings(keys=keys))
 
 
@@ -31,7 +34,9 @@ def test_a_key_without_the_scope_is_forbidden_and_told_what_it_has(keyring):
         keyring.check("Bearer s3cret", "admin")
 
 
-@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic s3cret", "Bearer wrong", f"Bearer {digest('s3cret')}", "Bearer ä"])
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer ", "Basic s3cret", "Bearer wrong", f"Bearer {digest('s3cret')}", "Bearer ä"]
+)
 def test_everything_else_is_unauthenticated(keyring, header):
     with pytest.raises(Unauthenticated):
         keyring.check(header, "infer")

@@ -85,7 +85,9 @@ def test_what_is_wrong_is_said_with_its_field(body, param, says):
     assert says in caught.value.message
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b'{"value": }', b"\xff", b'{"inference_id": "\\ud800", "metric_name": "comment", "value": "x"}'])
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b'{"value": }', b"\xff", b'{"inference_id": "\\ud800", "metric_name": "comment", "value": "x"}']
+)
 def test_what_is_not_json_is_refused(raw):
     with pytest.raises(InvalidRequest, match="not JSON"):
         READER.one(raw, "app", 0)

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-import os
 
 import httpx
 import pytest
@@ -11,15 +10,17 @@ import pytest
 from replay.records import Arm, Interaction
 from service.api import build
 from service.api.feedback import Intake
-from service.errors import Conflict, NotFound, NotReady, StorageFailed
-from service.settings import Http, Key, Metric, Settings
+from service.errors import NotFound, StorageFailed
 from service.settings import Feedback as FeedbackSettings
+from service.settings import Http, Key, Metric, Settings
 
 
 @pytest.fixture
 def settings(tmp_path):
     metrics = {"thumb": Metric(type="boolean"), "stars": Metric(type="float", minimum=1, maximum=5)}
-    return Settings(data_dir=tmp_path, http=Http(max_body_bytes=2048), feedback=FeedbackSettings(metrics=metrics), lines={"desk": {}})
+    return Settings(
+        data_dir=tmp_path, http=Http(max_body_bytes=2048), feedback=FeedbackSettings(metrics=metrics), lines={"desk": {}}
+    )
 
 
 def client_of(keeper, settings, **options):
@@ -164,7 +165,14 @@ async def test_a_stream_answers_while_it_is_sent(keeper, settings):
     async def send(message):
         await sent.put(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/feedback/stream", "headers": [], "query_string": b"", "asgi": {"version": "3.0"}}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/feedback/stream",
+        "headers": [],
+        "query_string": b"",
+        "asgi": {"version": "3.0"},
+    }
     task = asyncio.create_task(app(scope, bodies.get, send))
     for number, is_last in ((1, False), (2, True)):
         await bodies.put({"type": "http.request", "body": ndjson(say(id=f"f{number}")), "more_body": not is_last})
@@ -180,7 +188,14 @@ async def test_a_client_that_hangs_up_in_a_stream_ends_it_quietly(keeper, settin
     async def send(message):
         pass
 
-    scope = {"type": "http", "method": "POST", "path": "/feedback/stream", "headers": [], "query_string": b"", "asgi": {"version": "3.0"}}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/feedback/stream",
+        "headers": [],
+        "query_string": b"",
+        "asgi": {"version": "3.0"},
+    }
     await bodies.put({"type": "http.request", "body": ndjson(say(id="whole")) + b'{"infer', "more_body": True})
     await bodies.put({"type": "http.disconnect"})
     await app(scope, bodies.get, send)

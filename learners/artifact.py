@@ -1,0 +1,71 @@
+"""A version on disk: plain peft files, a manifest that names every other file by digest, a fingerprint, a marker last.
+
+`seal` makes a folder a version; `check` says whether it is one that may be served by this base. The version's digest is
+that of its manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from learners.adapter import CONFIG, WEIGHTS, Unservable
+from learners.adapter import check as check_adapter
+from learners.base import BaseModel
+
+MANIFEST, FINGERPRINT, COMPLETE = "manifest.json", "fingerprint.json", "COMPLETE"
+
+
+def seal(folder: Path, manifest: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str:
+    """Write fingerprint and manifest beside the adapter's files, flush it all, put the marker; returns the digest."""
+    _write(folder / FINGERPRINT, json.dumps(fingerprint))
+    files = {name: _digest(folder / name) for name in (WEIGHTS, CONFIG, FINGERPRINT)}
+    _write(folder / MANIFEST, json.dumps({**manifest, "files": files}, indent=1, sort_keys=True))
+    for name in (WEIGHTS, CONFIG):
+        _flush(folder / name)
+    _write(folder / COMPLETE, "")
+    _flush(folder)
+    return _digest(folder / MANIFEST)
+
+
+def check(folder: Path, base: BaseModel, max_rank: int) -> str:
+    """The version's digest; raises `Unservable` when it is incomplete, damaged, foreign, or made for another base."""
+    if not (folder / COMPLETE).exists():
+        raise Unservable(f"{folder} is incomplete: it has no {COMPLETE}")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for name, digest in manifest["files"].items():
+            if _digest(folder / name) != digest:
+                raise Unservable(f"{folder / name} is not the file that its manifest names: it was changed or damaged")
+        made_for = dict(manifest["base"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Unservable(f"{folder / MANIFEST} cannot be read: {error!r}") from None
+    changed = [part for part, digest in base.digests.items() if made_for.get(part) != digest]
+    if changed:
+        raise Unservable(f"{folder} was made for another base: its {', '.join(changed)} differ from those that serve")
+    check_adapter(folder, max_rank)
+    return _digest(folder / MANIFEST)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,33 @@
+"""A job on Ray Train: any number of workers, on CPUs or GPUs, each at a lower priority than what serves. Learners' door to Ray."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from learners.job import run
+
+
+def train(folder: Path, *, workers: int, use_gpu: bool, cpus_per_worker: float, threads: int, nice: int) -> None:
+    """Run the job in `folder`, which every worker can read; returns when it is done, raises what killed it."""
+    resources = {"CPU": cpus_per_worker, **({"GPU": 1.0} if use_gpu else {})}
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"folder": str(folder), "threads": threads, "nice": nice},
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(name="ray", storage_path=str(folder)),
+    )
+    trainer.fit()
+
+
+def _work(config: dict[str, Any]) -> None:
+    import torch
+
+    os.nice(config["nice"])
+    torch.set_num_threads(config["threads"])
+    run(Path(config["folder"]), is_main=os.environ.get("RANK", "0") == "0")

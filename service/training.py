@@ -1,0 +1,176 @@
+"""A job's way from its reserved examples to a version on trial, or to its end: folders, launcher and gate.
+
+Each step may be repeated after a crash: a folder that is there is kept, an artifact is adopted before its version is
+known, and the launcher resumes what it finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy import Connection
+
+from learners.base import BaseModel
+from learners.strategy import STRATEGIES
+from replay import ledger
+from replay.buffer import Buffer, fill
+from replay.records import Example, Split
+from service import job_folder, jobs, registry, transitions
+from service.decisions import JobState
+from service.errors import ArtifactInvalid
+from service.jobs import Job, State
+from service.journal import Journal, Json
+from service.rollout import gates
+from service.rollout.gates import Verdict
+from service.settings import Settings
+from service.transitions import Made
+
+HELD_OUT_PER_SLICE = 200
+"""Older held-out examples of each slice that a job is measured on: each costs three forward passes."""
+
+
+class Launcher(Protocol):
+    """Where jobs run."""
+
+    def start(self, job: str, folder: Path) -> None:
+        """Begin the job in `folder`, or resume it from what it left there."""
+
+    def poll(self, job: str) -> JobState:
+        """How the job stands."""
+
+
+class Training:
+    """Runs jobs; owned by the conductor, which says when."""
+
+    def __init__(
+        self, settings: Settings, base: BaseModel, journal: Journal, launcher: Launcher, validate: Callable[[Path], str]
+    ) -> None:
+        """`validate` gives an artifact's digest or raises `ArtifactInvalid`."""
+        self._settings = settings
+        self._base = base
+        self._journal = journal
+        self._launcher = launcher
+        self._validate = validate
+        self._buffers: dict[str, tuple[int, dict[str, int]]] = {}
+
+    @property
+    def versions(self) -> Path:
+        """The folder of all versions."""
+        return self._settings.data_dir / "versions"
+
+    def poll(self, job: Job) -> tuple[JobState, bool]:
+        """How a job stands, and whether it has left all that it was to leave."""
+        return self._launcher.poll(job.id), job_folder.is_finished(self._folder(job))
+
+    def progress(self, job: Job) -> Json:
+        """Where a running job is: step, steps, loss, speed; empty before it has said anything."""
+        return job_folder.progress(self._folder(job))
+
+    def remembered(self, line: str) -> dict[str, int]:
+        """How many examples the line's buffer holds, by slice; made anew only when something was learned."""
+
+        def work(conn: Connection) -> tuple[int, dict[str, int]]:
+            learned = ledger.counts(conn).get(line, {}).get(ledger.State.TRAINED, 0)
+            known = self._buffers.get(line)
+            if known is not None and known[0] == learned:
+                return known
+            return learned, {name: len(kept) for name, kept in self._buffer(conn, line).slices.items()}
+
+        self._buffers[line] = self._journal.do(work)
+        return self._buffers[line][1]
+
+    def launch(self, job: Job) -> None:
+        """Prepare a job's folder, unless that is done, and start it."""
+        if job.state is State.QUEUED or not self._folder(job).exists():
+            plan, older, spec = self._journal.do(lambda conn: self._plan(conn, job))
+            if not any(example.split is Split.TRAIN for example in plan):
+                self.end(job, State.FAILED, "nothing_to_train: every example of it is held out")
+                return
+            job_folder.prepare(self._folder(job), spec, plan, older)
+            self._note_start(job, plan)
+        self._launcher.start(job.id, self._folder(job))
+
+    def retry(self, job: Job, reason: str) -> None:
+        """Count a death and start the job again, from what it left."""
+
+        def deed(conn: Connection, _: float) -> tuple[None, Json]:
+            jobs.count_death(conn, job.id, reason)
+            return None, {"job": job.id, "attempts": job.attempts + 1, "reason": reason}
+
+        self._journal.record("job_died", job.line, deed)
+        self._launcher.start(job.id, self._folder(job))
+
+    def end(self, job: Job, state: State, reason: str, verdict: Verdict | None = None) -> None:
+        """End a job without a version; its examples are free again."""
+
+        def deed(conn: Connection, now: float) -> tuple[None, Json]:
+            jobs.end(conn, job.id, state, now, reason=reason, verdict=verdict.as_json() if verdict else None)
+            return None, {"job": job.id, "state": state.value, "reason": reason}
+
+        self._journal.record("job_ended", job.line, deed)
+
+    def assess(self, job: Job) -> None:
+        """Judge what a job made, and end it: with a version on trial, or with the reason why not."""
+        champion = self._journal.do(lambda conn: registry.aliases(conn, job.line)[registry.CHAMPION])
+        if champion != job.parent:
+            self.end(job, State.REJECTED, f"champion_changed: it was compared with {job.parent or 'the base'}")
+            return
+        try:
+            measured = job_folder.evaluation(self._folder(job))
+            verdict = gates.judge(measured, self._settings.lines[job.line].gate)
+            digest = self._validate(self._folder(job) / "artifact")
+        except (ArtifactInvalid, KeyError, TypeError, ValueError) as error:
+            self.end(job, State.REJECTED, f"artifact_invalid: {error}")
+            return
+        if verdict.outcome == "pass":
+            self._put_on_trial(job, digest, gates.scores(measured), verdict)
+        else:
+            self.end(job, State.REJECTED, f"gate_{verdict.outcome}: {'; '.join(verdict.reasons)}", verdict)
+
+    def _put_on_trial(self, job: Job, digest: str, scores: Json, verdict: Verdict) -> None:
+        path = f"{job.line}/v{self._journal.do(lambda conn: registry.next_number(conn, job.line))}"
+        job_folder.adopt(self._folder(job) / "artifact", self.versions / path)
+        made, policy = Made(path, digest, scores, verdict.as_json()), self._settings.lines[job.line].rollout
+
+        def deed(conn: Connection, now: float) -> tuple[None, Json]:
+            trial = transitions.open_trial(conn, job, made, policy, now)
+            return None, {"job": job.id, "version": trial.candidate, "trial": trial.id, "digest": digest}
+
+        self._journal.record("version_made", job.line, deed)
+
+    def _note_start(self, job: Job, plan: list[Example]) -> None:
+        remembered = [example.id for example in plan if example.source == "remembered"]
+
+        def deed(conn: Connection, now: float) -> tuple[None, Json]:
+            jobs.start(conn, job.id, remembered, now)
+            return None, {"job": job.id, "examples": len(plan), "remembered": len(remembered)}
+
+        self._journal.record("job_started", job.line, deed)
+
+    def _plan(self, conn: Connection, job: Job) -> tuple[list[Example], list[Example], Json]:
+        learning = self._settings.lines[job.line].learning
+        fresh, remembered = ledger.reserved(conn, job.id), self._buffer(conn, job.line).examples()
+        plan = STRATEGIES[learning.strategy].plan(fresh, remembered, [], learning.replay_ratio, learning.seed)
+        older = [e for held in ledger.holdouts(conn, job.line, HELD_OUT_PER_SLICE).values() for e in held]
+        spec = {
+            "id": job.id,
+            "line": job.line,
+            "base": {**asdict(self._base), "path": str(self._base.path)},
+            "parent": str(self.versions / registry.version(conn, job.parent).path) if job.parent else None,
+            "learning": learning.model_dump(mode="json"),
+            "max_rank": self._settings.base.max_rank,
+            "seed": learning.seed,
+            "created_at": job.created_at,
+        }
+        return plan, older, spec
+
+    def _buffer(self, conn: Connection, line: str) -> Buffer:
+        """What the line remembers: a function of what its promoted versions learned, so it is not stored."""
+        learning = self._settings.lines[line].learning
+        return fill(ledger.trained(conn, line), learning.replay_capacity, learning.seed)
+
+    def _folder(self, job: Job) -> Path:
+        return self._settings.data_dir / "jobs" / job.id
