@@ -1,4 +1,4 @@
-"""A job on Ray Train: any number of workers, on CPUs or GPUs, each at a lower priority than what serves. Learners' door to Ray."""
+"""A job on Ray Train: any number of workers, on CPUs or GPUs, at a lower priority than what serves. Learners' door to Ray."""
 
 from __future__ import annotations
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -40,7 +41,14 @@ ApiKey = Annotated[str | None, typer.Option("--key", envvar="LEARND_KEY", help="
 AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
 LineName = Annotated[str, typer.Argument(metavar="LINE")]
 Version = Annotated[str | None, typer.Argument(metavar="[VERSION]", help="Such as v7; by default the obvious one.")]
-ScopeName = Literal["infer", "feedback", "admin"]
+
+
+class Scope(StrEnum):
+    """What a key may do."""
+
+    INFER = "infer"
+    FEEDBACK = "feedback"
+    ADMIN = "admin"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -151,7 +159,7 @@ def prepare_base(
 @key_commands.command("new")
 def new_key(
     name: Annotated[str, typer.Argument(help="Who will use it; shows in records and logs.")],
-    scope: Annotated[list[ScopeName] | None, typer.Option(help="What it may do; repeat for more.")] = None,
+    scope: Annotated[list[Scope] | None, typer.Option(help="What it may do; repeat for more.")] = None,
 ) -> None:
     """Make an API key: prints it once, and the settings that let it in (a digest only)."""
     import hashlib
@@ -161,7 +169,7 @@ def new_key(
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name):
         raise typer.BadParameter("use small letters, digits, '-' and '_', at most 63")
     key = f"learnd-{secrets.token_urlsafe(32)}"
-    scopes = ", ".join(f'"{one}"' for one in scope or ["infer", "feedback"])
+    scopes = ", ".join(f'"{one}"' for one in scope or [Scope.INFER, Scope.FEEDBACK])
     typer.echo(f"{key}\n\n[keys.{name}]")
     typer.echo(f'sha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\nscopes = [{scopes}]')
 

@@ -1,4 +1,6 @@
-"""The door to Ray: the cluster, the keeper's actor, and the two Serve deployments (`service.remote` has the keeper's far side and the jobs).
+"""The door to Ray: the cluster, the keeper's actor, and the two Serve deployments.
+
+`service.remote` has the keeper's far side and the jobs.
 
 Nothing is decided here. Each part is built from plain classes that know no Ray (`Keeper`, `Gateway`, `Residency`,
 `api.build`), wrapped, named and placed. `service.app` calls it all in order.
@@ -9,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray import serve
@@ -55,7 +57,7 @@ def _cpus_needed(settings: Settings) -> int:
     return int(replicas * settings.engine.cpus + settings.training.workers * settings.training.cpus_per_worker) + 2
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator] # ray is untyped
 def _prepare(source: str) -> BaseModel:
     return prepare_base(source)
 
@@ -63,7 +65,7 @@ def _prepare(source: str) -> BaseModel:
 def prepare(source: str) -> BaseModel:
     """The base, made ready where the replicas run and not in this process, which stays small."""
     try:
-        return ray.get(_prepare.remote(source))
+        return ray.get(_prepare.remote(source))  # type: ignore[no-any-return] # ray is untyped
     except RayTaskError as error:
         raise error.cause from None
 
@@ -132,7 +134,7 @@ class Control:
 class EngineReplica:
     """`/v1`: vLLM's own app behind the gateway, and the loop that keeps this replica's adapters as desired."""
 
-    async def __init__(self, settings: Settings, base: BaseModel) -> None:
+    async def __init__(self, settings: Settings, base: BaseModel) -> None:  # type: ignore[misc] # Serve awaits it
         configure(settings.logging)
         keeper = RemoteKeeper()
         replica = serve.get_replica_context().replica_id.unique_id
@@ -164,14 +166,14 @@ class EngineReplica:
 
 def run_control(settings: Settings) -> None:
     """Serve the control app at `/`."""
-    serve.run(Control.bind(settings), name="control", route_prefix="/")
+    serve.run(cast("Any", Control).bind(settings), name="control", route_prefix="/")
 
 
 def run_engine(settings: Settings, base: BaseModel) -> None:
     """Serve the engine at `/v1`; returns when its replicas hold their champions and answer."""
     spec = settings.engine
     scale: dict[str, Any] = {"autoscaling_config": spec.autoscaling} if spec.autoscaling else {"num_replicas": spec.replicas}
-    replica = EngineReplica.options(
+    replica = cast("Any", EngineReplica).options(
         ray_actor_options={
             "num_cpus": spec.cpus,
             "num_gpus": spec.gpus,

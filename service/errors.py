@@ -1,4 +1,4 @@
-"""The tree of errors: each says what went wrong, with which thing, and what to do. Status codes live in `service/api/errors.py`."""
+"""The tree of errors: each says what went wrong, with which thing, and what to do; `service/api/errors.py` has the codes."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Exchange:
         except asyncio.CancelledError:  # how Serve says that the client has gone
             self._has_left = True
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the outer edge of a request: told to the client, logged, recorded
             await self._fail(error, scope, receive, send)
         finally:
             self._has_left = self._has_left or said.has_left

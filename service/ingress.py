@@ -1,7 +1,7 @@
 """HAProxy as Ray Serve starts it, told to stay at home.
 
 Ray's template binds HAProxy's statistics and metrics to every interface and keeps its files in one folder of the machine.
-`environment` gives the variables (to be set before Ray is imported) that keep both private: own files for each daemon, free ports,
+`environment` gives the variables (set before Ray is imported) that keep both private: own files for each daemon, free ports,
 and a wrapper that narrows those binds to loopback before HAProxy reads them. The public frontend is left as `http.host` says.
 """
 
@@ -23,7 +23,7 @@ exec "{binary}" "$@"
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Variables for a private HAProxy with its files in `folder` (a short path: it holds a Unix socket); empty without HAProxy."""
+    """Variables for a private HAProxy with its files in `folder` (a short path, for its socket); empty without HAProxy."""
     binary = _binary()
     if binary is None:
         return {}

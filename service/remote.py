@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from learners.remote import train
 from ray.exceptions import RayActorError, RayTaskError
 
+from learners.remote import train
 from replay.records import Feedback, Interaction, Receipt
 from service.conductor import JobState
 from service.door import Json, KeeperDoor
@@ -113,7 +113,7 @@ class RemoteKeeper(KeeperDoor):
             raise NotReady("the keeper is starting again: repeat the request in a moment") from None
 
 
-@ray.remote(num_cpus=0, max_retries=0)
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator] # ray is untyped
 def _run_job(folder: str, settings: Settings) -> None:
     spec = settings.training
     train(

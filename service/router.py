@@ -142,8 +142,8 @@ def models(desired: Desired, base_name: str) -> Iterator[Model]:
             version = _aliased(route, base_name, alias)
             if version == base_name or version in desired.resident_names:
                 yield Model(f"{line}@{alias}", version, base_name)
-    for version in desired.resident:
-        yield Model(version.name, version.name, base_name)
+    for held in desired.resident:
+        yield Model(held.name, held.name, base_name)
 
 
 def _split(route: Route, base_name: str, key: str, unit: str) -> Choice:

@@ -285,7 +285,7 @@ class Settings(BaseSettings):
             msg = f"http.host {self.http.host!r} is reachable from elsewhere, so keys are needed: add one with `learnd key new`"
             raise ValueError(msg)
         if 3 * len(self.lines) > self.base.max_resident:
-            msg = f"base.max_resident {self.base.max_resident} is too small: each of the {len(self.lines)} lines may need 3 adapters"
+            msg = f"base.max_resident {self.base.max_resident} is too small: each of {len(self.lines)} lines may need 3 adapters"
             raise ValueError(msg)
         for name, line in self.lines.items():
             self._check_line(name, line)

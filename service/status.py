@@ -62,6 +62,11 @@ def versions(conn: Connection, line: str) -> list[Json]:
     ]
 
 
+def trials_of(conn: Connection, line: str | None) -> list[Json]:
+    """Trials of a line, or all, newest first, each with the last look that was kept."""
+    return [trials.as_json(one, trials.last_look(conn, one.id)) for one in trials.of(conn, line)]
+
+
 def trial(conn: Connection, identity: str) -> Json:
     """One trial with every look that was kept."""
     looks = trials.history(conn, identity)

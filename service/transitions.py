@@ -36,7 +36,7 @@ class Made:
 
 def open_trial(conn: Connection, job: Job, made: Made, policy: Rollout, now: float) -> Trial:
     """Make a job's version known, end the job and put the version on trial."""
-    told = {"path": made.path, "digest": made.digest, "scores": made.scores, "gate": made.gate}
+    told: dict[str, Any] = {"path": made.path, "digest": made.digest, "scores": made.scores, "gate": made.gate}
     version = registry.register(conn, job.line, job.id, parent=job.parent, now=now, **told)
     jobs.end(conn, job.id, jobs.State.SUCCEEDED, now, verdict=made.gate, version=version.name)
     return _begin(conn, version, policy, now)
@@ -90,7 +90,7 @@ def _begin(
     conn: Connection, version: Version, policy: Rollout, now: float, *, reason: str = "", is_operator: bool = False
 ) -> Trial:
     champion = registry.aliases(conn, version.line)[CHAMPION]
-    who = {"line": version.line, "candidate": version.name, "champion": champion, "job": version.job}
+    who: dict[str, Any] = {"line": version.line, "candidate": version.name, "champion": champion, "job": version.job}
     trial = trials.begin(conn, **who, policy=policy, now=now, is_operator=is_operator, reason=reason)
     registry.bump(conn)
     return trial

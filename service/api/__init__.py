@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from service import logs
 from service.api import errors
 from service.api.adapters import AdaptersApi
+from service.api.answers import FiniteJson
 from service.api.auth import Keyring
 from service.api.feedback import FeedbackApi
 from service.api.health import HealthApi
@@ -23,7 +24,7 @@ from service.settings import Settings
 def build(keeper: KeeperDoor, settings: Settings, clock: Callable[[], float] = time.time) -> FastAPI:
     """The app over `keeper`; `clock` gives Unix seconds."""
     keyring = Keyring(settings)
-    app = FastAPI(title="learnd", version=version("learnd"), redirect_slashes=False)
+    app = FastAPI(title="learnd", version=version("learnd"), redirect_slashes=False, default_response_class=FiniteJson)
     errors.install(app)
     app.add_middleware(logs.RequestId)
     app.include_router(HealthApi(keeper, keyring).router())

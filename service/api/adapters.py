@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from service.api.bodies import VersionBody, listing, parse, read
+from service.api.answers import listing
+from service.api.bodies import VersionBody, parse, read
 from service.door import Json, KeeperDoor
 
 

@@ -99,11 +99,6 @@ def parse(kind: type[Body], raw: bytes) -> Body:
         raise _explain(kind, error) from None
 
 
-def listing(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Rows as OpenAI lists them."""
-    return {"object": "list", "data": rows}
-
-
 class FeedbackReader:
     """Reads feedback against the metrics that the settings declare."""
 

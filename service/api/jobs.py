@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.api.bodies import listing
+from service.api.answers import listing
 from service.door import Json, KeeperDoor
 
 

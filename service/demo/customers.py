@@ -56,7 +56,7 @@ class Pace:
 class Customers:
     """All customers of the desk."""
 
-    def __init__(  # noqa: PLR0917 - the parts that it stands between
+    def __init__(
         self,
         plan: Plan,
         client: openai.AsyncOpenAI,

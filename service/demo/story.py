@@ -104,7 +104,7 @@ async def _play(plan: Plan, url: str, daemon: Daemon, screen: Screen, clock: Cal
 class Story:
     """The two stages, played against a daemon that is there."""
 
-    def __init__(  # noqa: PLR0917 - the parts, made by whoever starts it
+    def __init__(
         self,
         plan: Plan,
         http: httpx.AsyncClient,

@@ -53,7 +53,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc] # vLLM is un
         super().update_metadata(*args, **kwargs)
         self.groups = group(self.token_lora_indices)
 
-    def add_lora_linear(  # noqa: PLR0917 - as vLLM calls it
+    def add_lora_linear(
         self,
         y: torch.Tensor,
         x: torch.Tensor,

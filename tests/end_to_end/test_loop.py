@@ -8,6 +8,7 @@ import threading
 import time
 
 import httpx
+import openai
 import pytest
 
 COLOURS = ("red", "blue")
@@ -35,7 +36,7 @@ class Traffic(threading.Thread):
                     temperature=0,
                     extra_headers={"x-session-id": f"customer-{number}"},
                 )
-            except Exception as error:
+            except (openai.OpenAIError, httpx.HTTPError) as error:
                 self.failures.append(repr(error))
                 continue
             said = reply.choices[0].message.content
@@ -93,7 +94,7 @@ def test_no_request_failed(story):
 
 def test_each_reply_names_the_version_that_made_it(story):
     replies = [reply for traffic in story for reply in traffic.replies]
-    for lesson, colour in enumerate(COLOURS, 1):
+    for lesson in (1, 2):
         said = [text for model, text in replies if model == f"desk@v{lesson}"]
         assert said, f"v{lesson} never answered"
         other = COLOURS[2 - lesson]

@@ -261,7 +261,7 @@ class Gate:
 
 
 async def until(condition):
-    while not condition():
+    while not condition():  # noqa: ASYNC110 - a turn of the loop, not a wait
         await asyncio.sleep(0)
 
 

@@ -67,12 +67,10 @@ async def test_two_skills_are_learned_one_after_the_other(texts):
         assert played.tally.score(skill, "v2").asked >= QUICK.measured
         assert played.tally.score(skill, "base").asked >= QUICK.measured
     assert {one.trial for one in outcome.evidence} == {"trial-1", "trial-2"}
+    _corrections_go_to_taught_texts_and_thumbs_to_the_others(fake, texts)
 
 
-async def test_corrections_go_to_taught_texts_and_thumbs_to_the_others(texts):
-    fake = FakeDaemon(texts, enough=14)
-    async with story(fake, texts) as played:
-        await played.play()
+def _corrections_go_to_taught_texts_and_thumbs_to_the_others(fake: FakeDaemon, texts: list[Text]) -> None:
     by_prompt = {text.prompt: text for text in texts}
     for letter in fake.feedback.values():
         text = by_prompt[fake.asked[letter["inference_id"]]]

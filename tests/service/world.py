@@ -1,0 +1,241 @@
+"""A small world around a conductor: a launcher that trains nothing, replicas that do as desired, customers with thumbs.
+
+All of it is true to the interfaces and lives on a real database in a folder; time passes only when the test says so.
+`World.crash` drops every object and opens the folder anew, as a daemon does that was killed.
+"""
+
+import json
+import random
+from pathlib import Path
+
+from learners.base import BaseModel
+from replay import ledger
+from replay.records import Arm, Feedback, Interaction
+from replay.writer import Writer
+from service import conductor as conductors
+from service import jobs, registry
+from service.conductor import Conductor, JobState
+from service.errors import ArtifactInvalid
+from service.rollout import trials
+from service.rollout.probe import ProbeResult
+from service.router import ReplicaReport, resolve
+from service.settings import Settings
+
+BASE = BaseModel(Path("/base"), "base", "w", "t", "c")
+LINE = "desk"
+QUICK = {
+    "feedback": {"metrics": {"thumb": {"type": "boolean", "window_seconds": 5}}},
+    "lines": {
+        LINE: {
+            "trigger": {"min_examples": 40, "cooldown_seconds": 0},
+            "gate": {"score": "exact_match", "min_items": 5},
+            "rollout": {"weights": [0.5], "step_min_units": 5, "min_units": 20, "max_seconds": 500, "verify_seconds": 60},
+        }
+    },
+}
+
+
+def write_outcome(folder, *, champion=0.0, candidate=0.8, older=None, items=60):
+    """What a job leaves: an artifact and exact-match scores of the three on the new slice, and on older ones."""
+
+    def scores(share):
+        exact = [float(i < share * items) for i in range(items)]
+        return {"exact": exact, "loglik": [value - 1.0 for value in exact]}
+
+    def measured(is_new, champion, candidate):
+        ids = [f"e{i}" for i in range(items)]
+        return {"is_new": is_new, "ids": ids, "base": scores(0.0), "champion": scores(champion), "candidate": scores(candidate)}
+
+    slices = {"new": measured(True, champion, candidate)}
+    slices |= {name: measured(False, *shares) for name, shares in (older or {}).items()}
+    (folder / "artifact").mkdir(exist_ok=True)
+    (folder / "artifact" / "adapter_model.safetensors").write_bytes(folder.name.encode())
+    (folder / "evaluation.json").write_text(json.dumps({"slices": slices}))
+    (folder / "artifact" / "COMPLETE").touch()
+
+
+class FakeLauncher:
+    """Jobs that take one poll; `dies` are the reasons of the deaths to come, `outcome` is what the next one leaves."""
+
+    def __init__(self):
+        self.started = []
+        self.polls = {}
+        self.dies = []
+        self.outcome = {}
+
+    def start(self, job, folder):
+        assert (folder / "spec.json").exists(), "a job starts only on a folder that is whole"
+        self.started.append(job)
+        self.polls[job] = (0, folder)
+
+    def poll(self, job):
+        if job not in self.polls:
+            return JobState("unknown")
+        seen, folder = self.polls[job]
+        self.polls[job] = (seen + 1, folder)
+        if seen == 0:
+            return JobState("running")
+        if self.dies:
+            del self.polls[job]
+            return JobState("died", self.dies.pop(0))
+        write_outcome(folder, **self.outcome)
+        return JobState("done")
+
+
+class World:
+    def __init__(self, folder, settings=None, replicas=2):
+        self.folder = folder
+        self.settings = Settings(**{**QUICK, **(settings or {}), "data_dir": folder})
+        self.now = 1000.0
+        self.random = random.Random(0)
+        self.asked = 0
+        self.quality = {}
+        """Chance of a good reply by version; the base's is 0."""
+        self.thumbs = 0.5
+        self.failing = set()
+        """Versions whose every reply fails."""
+        self.refused = {}
+        """Why replicas cannot hold a version, by its name."""
+        self.numbers = dict.fromkeys((f"r{i}" for i in range(replicas)), -1)
+        self.events = []
+        self.outcome = {}
+        self.wrap = lambda writer: writer
+        self.open()
+
+    def open(self):
+        self.launcher = FakeLauncher()
+        self.launcher.outcome = self.outcome
+        self.writer = Writer(self.folder / "ledger.db", 0.0)
+        self.writer.submit(ledger.create).result()
+        self.writer.submit(conductors.create).result()
+        self.conductor = Conductor(
+            self.settings,
+            BASE,
+            self.wrap(self.writer),
+            self.launcher,
+            validate=validate,
+            clock=lambda: self.now,
+            listen=self.events.append,
+        )
+
+    def crash(self):
+        self.writer.close()
+        self.open()
+
+    def read(self, work):
+        return self.writer.submit(work).result()
+
+    def demonstrate(self, count, slice="new"):
+        """Customers ask and agents correct: `count` new examples."""
+        for _ in range(count):
+            interaction = self.ask(slice=slice)
+            said = Feedback(
+                f"d-{interaction.id}", interaction.id, "demonstration", f"label of {interaction.id}", self.now, self.now
+            )
+            self.read(lambda conn, said=said: ledger.give(conn, said))
+
+    def ask(self, slice="new"):
+        """One customer, one question, through the route table that the replicas follow."""
+        self.asked += 1
+        desired = registry_desired(self)
+        choice = resolve(desired, "base", LINE, f"customer-{self.asked}")
+        is_failed = choice.version in self.failing
+        interaction = Interaction(
+            id=f"i{self.asked}",
+            line=LINE,
+            version=choice.version,
+            arm=choice.arm,
+            unit=choice.unit,
+            slice=slice,
+            messages=({"role": "user", "content": f"question {self.asked}"},),
+            reply="" if is_failed else "an answer",
+            at=self.now,
+            trial=choice.trial,
+            error="engine_error" if is_failed else None,
+        )
+        self.read(lambda conn: ledger.record(conn, [interaction]))
+        return interaction
+
+    def customers(self, count):
+        """Customers of whom some leave a thumb, up when the reply was good."""
+        for _ in range(count):
+            asked = self.ask()
+            if asked.arm in {Arm.CANDIDATE, Arm.CONTROL} and self.random.random() < self.thumbs:
+                is_good = self.random.random() < self.quality.get(asked.version, 0.0)
+                thumb = Feedback(f"t-{asked.id}", asked.id, "thumb", is_good, self.now, self.now)
+                self.read(lambda conn, thumb=thumb: ledger.give(conn, thumb))
+
+    def reports(self):
+        """The replicas: each holds what was desired when it last looked, then looks again."""
+        desired = registry_desired(self)
+        said = []
+        for name, number in self.numbers.items():
+            verdicts = {v.name: ProbeResult(v.name not in self.refused, self.refused.get(v.name)) for v in desired.resident}
+            said.append(ReplicaReport(name, number, verdicts))
+            self.numbers[name] = desired.number
+        return said
+
+    def step(self, seconds=1.0, customers=0):
+        self.customers(customers)
+        done = self.conductor.tick(self.reports())
+        self.now += seconds
+        return done
+
+    def until(self, holds, steps=200, customers=0):
+        for taken in range(steps):
+            if holds(self):
+                return taken
+            self.step(customers=customers)
+        raise AssertionError(f"not within {steps} steps: {self.summary()}")
+
+    @property
+    def champion(self):
+        return self.read(lambda conn: registry.aliases(conn, LINE))["champion"]
+
+    @property
+    def trial(self):
+        return next(iter(self.read(lambda conn: trials.of(conn, LINE))), None)
+
+    @property
+    def job(self):
+        return self.read(lambda conn: jobs.last(conn, LINE))
+
+    @property
+    def examples(self):
+        return self.read(ledger.counts).get(LINE, {})
+
+    def kinds(self):
+        return [event.kind for event in self.events]
+
+    def summary(self):
+        """What must be the same however often the daemon died: no times, no numbers of attempts to say so."""
+
+        def work(conn):
+            made = [(v.name, v.state, v.digest, v.parent) for v in registry.versions(conn, LINE)]
+            ended = [(t.id, t.candidate, t.champion, t.stage) for t in trials.of(conn, LINE)]
+            crowned = [(c.alias, c.source, c.target) for c in registry.history(conn, LINE)]
+            done = [(j.id, j.state, j.version, j.cursor, j.examples, j.attempts) for j in jobs.of(conn, LINE)]
+            return {
+                "versions": made,
+                "trials": ended,
+                "crowned": crowned,
+                "jobs": done,
+                "aliases": registry.aliases(conn, LINE),
+                "examples": ledger.counts(conn),
+            }
+
+        return self.read(work)
+
+
+def validate(folder):
+    if not (folder / "COMPLETE").exists():
+        raise ArtifactInvalid(f"{folder} is incomplete")
+    return (folder / "adapter_model.safetensors").read_text()
+
+
+def registry_desired(world):
+    def work(conn):
+        running = trials.current(conn, LINE)
+        return registry.desired(conn, [LINE], {LINE: running} if running else {}, world.folder / "versions")
+
+    return world.read(work)
