@@ -1,7 +1,8 @@
 """The keeper: the one process that owns the ledger, the registry and the conductor. It is `KeeperDoor` itself.
 
 It serves feedback and records through `Storage`, wakes replicas that wait for a newer desired state, and lets the
-conductor move every line on, once a second and whenever something happened. It knows no Ray and no HTTP.
+conductor move every line on, once a second and whenever something happened. It knows no Ray and no HTTP. Kill it at any
+instant: what it has answered is on disk, and `start` goes on from there.
 """
 
 from __future__ import annotations
@@ -9,22 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TypeVar
 
 import structlog
 
-from learners import artifact
-from learners.adapter import Unservable
 from learners.base import BaseModel
 from replay.records import Feedback, Interaction, Receipt
 from service import conductor as conducting
 from service import jobs, registry, status
 from service.conductor import Conductor
 from service.door import Json, KeeperDoor
-from service.errors import ArtifactInvalid, LearndError, NotFound
+from service.errors import ArtifactInvalid, LearndError, NotFound, NotReady, StorageFailed
+from service.jobs import Job
 from service.journal import Event
 from service.metrics import Metrics
 from service.replicas import Replicas
@@ -36,10 +36,15 @@ from service.training import Launcher
 
 T = TypeVar("T")
 
-TICK_SECONDS = 1.0
-TIDY_SECONDS = 30.0
-FORGET_SECONDS = 20.0
+TICK_SECONDS, TIDY_SECONDS = 1.0, 30.0
+HASTE_SECONDS = 0.05
+"""Pause after a tick that did something: the next step is often due at once."""
+FORGET_SECONDS = 30.0
 """A replica that has not reported for this long is gone."""
+LONGEST_POLL_SECONDS = 15.0
+"""A replica that waits for news is made to report again well before it would be forgotten."""
+UNSAID = dict.fromkeys(("phase", "step", "steps", "loss", "tokens_per_second", "eta_seconds"))
+"""A job's progress before it has said anything."""
 
 log = structlog.get_logger(__name__)
 
@@ -55,27 +60,51 @@ class Keeper(KeeperDoor):
         self._conductor: Conductor | None = None
         self._changed = asyncio.Condition()
         self._wake = asyncio.Event()
+        self._ticking = asyncio.Lock()
         self._desired = Desired()
         self._loops: list[asyncio.Task[None]] = []
+        self._is_closing = False
 
     async def start(self) -> None:
-        """Open the ledger, read the desired state, begin to conduct."""
+        """Open the ledger, read the desired state, begin to conduct. Raises `StorageFailed` when it cannot be opened."""
         await self._storage.open()
         await self._storage.do(conducting.create)
         self._conductor = Conductor(
-            self._settings, self._base, self._storage.writer, self._launcher,
-            validate=self._validate, clock=self._clock, listen=self._heard,
-        )  # fmt: skip
+            self._settings,
+            self._base,
+            self._storage.writer,
+            self._launcher,
+            validate=self._validate,
+            clock=self._clock,
+            listen=self._heard,
+        )
         await self._publish()
         self._loops = [asyncio.create_task(self._conduct()), asyncio.create_task(self._tidy())]
+        log.info("keeper_started", data_dir=str(self._settings.data_dir), desired=self._desired.number)
 
     async def close(self) -> None:
-        """Stop conducting, seal what is open, let go of the ledger."""
-        for loop in self._loops:
-            loop.cancel()
+        """Let replicas go, finish the tick that runs, seal what is open, let go of the ledger."""
+        self._is_closing = True
+        async with self._changed:
+            self._changed.notify_all()
+        async with self._ticking:  # a tick is in a thread of its own: cancelling would leave it without its ledger
+            for loop in self._loops:
+                loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
-        await self._storage.seal_all()
+        try:
+            await self._storage.seal_all()
+        except StorageFailed as error:  # it stays in the ledger, whole: only not sealed
+            log.warning("sealing_failed", error=error.message)
         await self._storage.close()
+        log.info("keeper_closed")
+
+    async def tick(self) -> bool:
+        """Let the conductor do what is due now and publish what came of it; says whether anything was done."""
+        async with self._ticking:
+            reports = [seen.report for seen in self._replicas.live(self._clock())]
+            done = await asyncio.to_thread(self._conducting.tick, reports)
+            await self._publish()
+            return bool(done)
 
     # What comes in.
 
@@ -96,8 +125,8 @@ class Keeper(KeeperDoor):
         if self._replicas.saw(report, self._clock()):
             self._wake.set()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_seconds), self._changed:
-                await self._changed.wait_for(lambda: self._desired.number > after)
+            async with asyncio.timeout(min(timeout_seconds, LONGEST_POLL_SECONDS)), self._changed:
+                await self._changed.wait_for(lambda: self._desired.number > after or self._is_closing)
         return self._desired
 
     # What is shown.
@@ -106,9 +135,8 @@ class Keeper(KeeperDoor):
         """See `KeeperDoor.status`."""
         now, ready = self._clock(), await self.readiness()
         said = await self._storage.do(lambda conn: status.stored(conn, self._settings, now))
-        said["ledger"]["bytes"] = self._storage.bytes()
-        for name, line in said["lines"].items():
-            await self._add_learning(name, line)
+        said["ledger"]["bytes"] = await asyncio.to_thread(self._storage.bytes)
+        await asyncio.to_thread(self._add_learning, said["lines"])
         return {
             **ready,
             "base": {"name": self._settings.base.served_name, "path": str(self._base.path), **self._base.digests},
@@ -149,7 +177,7 @@ class Keeper(KeeperDoor):
     async def job(self, job_id: str) -> Json:
         """See `KeeperDoor.job`."""
         job = await self._storage.do(lambda conn: jobs.get(conn, job_id))
-        return {**job.as_json(), **self._conducting.progress(job)}
+        return await asyncio.to_thread(self._with_progress, job)
 
     async def trials(self, line: str | None) -> list[Json]:
         """See `KeeperDoor.trials`."""
@@ -179,7 +207,7 @@ class Keeper(KeeperDoor):
     @property
     def _conducting(self) -> Conductor:
         if self._conductor is None:
-            raise LearndError("the keeper has not started")
+            raise NotReady("the keeper is starting: repeat the request in a moment")
         return self._conductor
 
     async def _act(self, command: Callable[[], T]) -> T:
@@ -190,22 +218,24 @@ class Keeper(KeeperDoor):
 
     async def _conduct(self) -> None:
         while True:
-            reports = [seen.report for seen in self._replicas.live(self._clock())]
-            if await asyncio.to_thread(self._conducting.tick, reports):
-                await self._publish()
-                continue
+            has_done = await self._safely("conductor", self.tick)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), TICK_SECONDS)
+                await asyncio.wait_for(self._wake.wait(), HASTE_SECONDS if has_done else TICK_SECONDS)
             self._wake.clear()
 
     async def _tidy(self) -> None:
         while True:
+            await self._safely("tidy", self._storage.tidy)
             await asyncio.sleep(TIDY_SECONDS)
-            try:
-                await self._storage.tidy()
-            except Exception:  # the edge of a background loop: logged, counted, tried again
-                log.exception("tidy_failed")
-                self._metrics.saw_failure("tidy")
+
+    async def _safely(self, name: str, work: Callable[[], Awaitable[T]]) -> T | None:
+        """The edge of a background loop: what fails is logged, counted and tried again."""
+        try:
+            return await work()
+        except Exception:
+            log.exception("loop_failed", loop=name)
+            self._metrics.saw_failure(name)
+            return None
 
     async def _publish(self) -> None:
         desired = await asyncio.to_thread(self._conducting.desired)
@@ -214,14 +244,19 @@ class Keeper(KeeperDoor):
                 self._desired = desired
                 self._changed.notify_all()
 
-    async def _add_learning(self, name: str, line: Json) -> None:
-        """What lies in files: how far the running job is, and what the buffer holds."""
-        line["buffer"] = await asyncio.to_thread(self._conducting.remembered, name)
-        if line["job"]:
-            job = await self._storage.do(lambda conn: jobs.get(conn, line["job"]["id"]))
-            line["job"] |= self._conducting.progress(job)
+    def _add_learning(self, lines: Mapping[str, Json]) -> None:
+        """What lies in files: how far a running job is, and what each buffer holds."""
+        for name, line in lines.items():
+            line["buffer"] = self._conducting.remembered(name)
+            line["job"] = self._with_progress(line["job"]) if line["job"] else None
+
+    def _with_progress(self, job: Job) -> Json:
+        return {**UNSAID, **self._conducting.progress(job), **job.as_json()}
 
     def _validate(self, folder: Path) -> str:
+        from learners import artifact  # here, since it brings torch: the keeper is small and quick to start until it needs it
+        from learners.adapter import Unservable
+
         try:
             return artifact.check(folder, self._base, self._settings.base.max_rank)
         except Unservable as error:

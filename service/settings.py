@@ -244,9 +244,10 @@ class Logging(Closed):
 
 
 class Telemetry(Closed):
-    """Usage reports of Ray, vLLM and the hub to their makers."""
+    """Who may hear of the daemon."""
 
     is_on: bool = False
+    """Usage reports of Ray, vLLM and the hub to their makers."""
 
 
 class Settings(BaseSettings):
@@ -282,11 +283,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if not self.http.is_loopback and not self.keys:
-            msg = f"http.host {self.http.host!r} is reachable from elsewhere, so keys are needed: add one with `learnd key new`"
-            raise ValueError(msg)
+            raise ValueError(f"http.host {self.http.host!r} is not loopback, so keys are needed: make one with `learnd key new`")
         if 3 * len(self.lines) > self.base.max_resident:
-            msg = f"base.max_resident {self.base.max_resident} is too small: each of {len(self.lines)} lines may need 3 adapters"
-            raise ValueError(msg)
+            raise ValueError(f"base.max_resident {self.base.max_resident} is too small: {len(self.lines)} lines need 3 each")
         for name, line in self.lines.items():
             self._check_line(name, line)
         return self
@@ -294,11 +293,8 @@ class Settings(BaseSettings):
     def _check_line(self, name: str, line: Line) -> None:
         if line.rollout.metric not in self.feedback.metrics:
             known = ", ".join(sorted(self.feedback.metrics))
-            msg = f"lines.{name}.rollout.metric {line.rollout.metric!r} is not declared in feedback.metrics ({known})"
-            raise ValueError(msg)
+            raise ValueError(f"lines.{name}.rollout.metric {line.rollout.metric!r} is not declared in feedback.metrics ({known})")
         if line.learning.rank > self.base.max_rank:
-            msg = f"lines.{name}.learning.rank {line.learning.rank} is over base.max_rank {self.base.max_rank}"
-            raise ValueError(msg)
+            raise ValueError(f"lines.{name}.learning.rank {line.learning.rank} is over base.max_rank {self.base.max_rank}")
         if name == self.base.served_name or "@" in name:
-            msg = f"a line may not be called {name!r}: it is the base's name or contains '@'"
-            raise ValueError(msg)
+            raise ValueError(f"a line may not be called {name!r}: it is the base's name or contains '@'")

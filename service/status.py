@@ -1,7 +1,7 @@
 """What is stored, as people and programs are shown it: the JSON of the status, of lines, versions, jobs and trials.
 
-Functions on a connection, for the keeper to run; what only memory knows (live replicas, a job's progress, the latest look
-at a trial) the keeper lays over it. Pure but for reading.
+Functions on a connection, for the keeper to run; what only memory and files know (live replicas, a job's progress) the
+keeper lays over it. Pure but for reading.
 """
 
 from __future__ import annotations
@@ -88,13 +88,12 @@ def missing(desired: Desired, lines: Iterable[str], replicas: Iterable[Seen], *,
 
 def _line(conn: Connection, name: str, sizes: ledger.Sizes) -> Json:
     trial = trials.current(conn, name)
-    job = jobs.current(conn, name)
     verdicts = (one.verdict for one in jobs.of(conn, name) if one.verdict)
     return {
         **_aliases(conn, name),
         "versions": len(registry.versions(conn, name)),
         "examples": {"fresh": 0, "trained": 0, **sizes.examples.get(name, {})},
-        "job": job.as_json() if job else None,
+        "job": jobs.current(conn, name),
         "jobs": jobs.counts(conn, name),
         "gates": jobs.gate_counts(conn, name),
         "last_verdict": next(verdicts, None),

@@ -59,7 +59,7 @@ class Training:
     @property
     def versions(self) -> Path:
         """The folder of all versions."""
-        return self._settings.data_dir / "versions"
+        return self._settings.data_dir.absolute() / "versions"
 
     def poll(self, job: Job) -> tuple[JobState, bool]:
         """How a job stands, and whether it has left all that it was to leave."""
@@ -173,4 +173,4 @@ class Training:
         return fill(ledger.trained(conn, line), learning.replay_capacity, learning.seed)
 
     def _folder(self, job: Job) -> Path:
-        return self._settings.data_dir / "jobs" / job.id
+        return self._settings.data_dir.absolute() / "jobs" / job.id

@@ -1,0 +1,161 @@
+"""Each rule of a trial, one look at a time."""
+
+from dataclasses import replace
+
+import pytest
+
+from replay.ledger import UnitOutcome
+from replay.records import Arm
+from service.rollout.controller import Look, judge, reward
+from service.rollout.probe import ProbeResult
+from service.rollout.stages import Stage, Trial
+from service.router import ReplicaReport
+from service.settings import Metric, Rollout
+
+POLICY = Rollout(weights=(0.1, 0.5), step_min_units=10, min_units=30, max_seconds=1000, max_units=500, verify_seconds=60)
+GOOD = ProbeResult(ok=True)
+
+
+def trial(stage=Stage.CANARY, **fields):
+    plain = {"policy": POLICY, "opened_at": 0.0, "since": 0.0, "steps": () if stage is Stage.VERIFYING else (0.0,)}
+    return Trial("desk-trial1", "desk", "desk@v2", "desk@v1", **{**plain, "stage": stage, **fields})
+
+
+def replica(name="r1", number=5, probe=GOOD):
+    return ReplicaReport(name, number, {"desk@v2": probe} if probe else {})
+
+
+def look(**fields):
+    plain = {"now": 100.0, "champion": "desk@v1", "replicas": (replica(),), "desired": 5, "serving_since": 0.0}
+    return Look(**{**plain, **fields})
+
+
+def units(candidate, control, start=0):
+    """Matured units of both arms with these rewards, side by side in time."""
+    made = []
+    for arm, rewards in ((Arm.CANDIDATE, candidate), (Arm.CONTROL, control)):
+        made += [UnitOutcome(f"{arm}{start + i}", arm, start + i, r, True, 0, 1) for i, r in enumerate(rewards)]
+    return tuple(made)
+
+
+BETTER = units([1.0] * 40, [0.0] * 40)
+WORSE = units([0.0] * 40, [1.0] * 40)
+SAME = units([0.5] * 40, [0.5] * 40)
+
+
+def moved(trial, seen):
+    return judge(trial, seen).move
+
+
+class TestVerifying:
+    def test_waits_until_every_replica_has_proven_it(self):
+        assert moved(trial(Stage.VERIFYING), look(replicas=(replica(), replica("r2", probe=None)))) is None
+        assert moved(trial(Stage.VERIFYING), look(replicas=(replica(), replica("r2")))).to is Stage.CANARY
+
+    def test_no_replica_proves_nothing_and_condemns_nothing(self):
+        assert moved(trial(Stage.VERIFYING), look(now=1e6, replicas=(), serving_since=None)) is None
+
+    def test_a_refusal_rejects_with_its_reason(self):
+        bad = ProbeResult(ok=False, reason="noop_adapter")
+        said = moved(trial(Stage.VERIFYING), look(replicas=(replica(), replica("r2", probe=bad))))
+        assert said.to is Stage.REJECTED
+        assert said.reason == "noop_adapter: replica r2"
+
+    def test_time_runs_out_but_not_while_nobody_served(self):
+        absent = (replica(probe=None),)
+        assert moved(trial(Stage.VERIFYING), look(now=61.0, replicas=absent)).reason.startswith("replica_timeout")
+        assert moved(trial(Stage.VERIFYING), look(now=61.0, replicas=absent, serving_since=50.0)) is None
+
+    def test_one_opened_by_a_person_skips_the_canary(self):
+        assert moved(trial(Stage.VERIFYING, is_operator=True), look()).to is Stage.PROMOTING
+
+
+class TestCanary:
+    def test_a_better_candidate_is_promoted_with_its_evidence(self):
+        said = judge(trial(), look(outcomes=BETTER))
+        assert said.move.to is Stage.PROMOTING
+        assert said.evidence.pairs == 40
+        assert said.evidence.log_promote >= said.evidence.promote_at
+        assert said.evidence.difference[0] > 0
+
+    def test_not_before_enough_units_in_the_smaller_arm(self):
+        said = moved(trial(step=1), look(outcomes=units([1.0] * 60, [0.0] * 29)))
+        assert said is None
+
+    def test_not_before_its_time(self):
+        patient = trial(policy=POLICY.model_copy(update={"min_seconds": 200.0}), step=1)
+        assert moved(patient, look(outcomes=BETTER)) is None
+        assert moved(patient, look(outcomes=BETTER, now=201.0)).to is Stage.PROMOTING
+
+    def test_one_that_must_wait_for_a_person_waits(self):
+        manual = POLICY.model_copy(update={"is_automatic": False})
+        assert moved(trial(policy=manual), look(outcomes=BETTER)).to is Stage.WAITING
+
+    def test_a_worse_candidate_is_rolled_back(self):
+        assert moved(trial(), look(outcomes=WORSE)).reason.startswith("harmed")
+
+    def test_no_evidence_never_promotes_and_ends_as_expired(self):
+        assert moved(trial(step=1), look()) is None
+        assert moved(trial(step=1), look(now=1001.0)).to is Stage.EXPIRED
+        assert moved(trial(step=1), look(outcomes=units([0.5] * 500, []))).reason.startswith("max_units")
+
+    def test_equal_arms_step_up_one_weight_at_a_time(self):
+        said = moved(trial(), look(outcomes=SAME))
+        assert (said.to, said.step) == (Stage.CANARY, 1)
+        assert moved(trial(step=1), look(outcomes=SAME)) is None
+        assert moved(trial(steps=(0.0, 35.0)), look(outcomes=SAME)) is None  # 5 units since the last step
+
+    def test_a_step_up_waits_while_harm_is_near(self):
+        losing = units([0.0] * 10, [1.0] * 10)
+        assert moved(trial(), look(outcomes=losing)) is None
+        assert judge(trial(), look(outcomes=losing)).evidence.log_rollback > 3
+
+    def test_a_burst_of_errors_rolls_back_at_once_whatever_the_thumbs_say(self):
+        said = moved(trial(), look(outcomes=BETTER, failures=5))
+        assert said.to is Stage.ROLLING_BACK
+        assert said.reason.startswith("error_burst")
+
+    def test_a_replica_that_lost_it_rolls_back(self):
+        bad = ProbeResult(ok=False, reason="load_failed")
+        assert moved(trial(), look(outcomes=BETTER, replicas=(replica(probe=bad),))).to is Stage.ROLLING_BACK
+
+    def test_rollback_wins_ties(self):
+        """Both thresholds low enough to be crossed by the same data."""
+        eager = POLICY.model_copy(update={"alpha_promote": 0.99, "alpha_rollback": 0.99, "margin": 0.9})
+        said = judge(trial(policy=eager), look(outcomes=units([0.0] * 40, [0.3] * 40)))
+        assert said.evidence.log_promote >= said.evidence.promote_at
+        assert said.evidence.log_rollback >= said.evidence.rollback_at
+        assert said.move.to is Stage.ROLLING_BACK
+
+    def test_the_interval_never_widens(self):
+        first = judge(trial(step=1), look(outcomes=SAME)).evidence
+        narrow = replace(first, difference=(-0.01, 0.01))
+        assert judge(trial(step=1), look(outcomes=SAME, last=narrow)).evidence.difference == (-0.01, 0.01)
+
+
+@pytest.mark.parametrize("stage", [Stage.VERIFYING, Stage.CANARY, Stage.WAITING, Stage.PROMOTING])
+def test_a_champion_that_changed_ends_the_comparison(stage):
+    assert moved(trial(stage), look(champion="desk@v7", outcomes=BETTER)).to is Stage.ABORTED
+
+
+def test_waiting_goes_on_until_a_person_or_harm_decides():
+    assert moved(trial(Stage.WAITING), look(now=1e6, outcomes=BETTER)) is None
+    assert moved(trial(Stage.WAITING), look(outcomes=WORSE)).to is Stage.ROLLING_BACK
+
+
+def test_promoting_needs_every_live_replica():
+    assert moved(trial(Stage.PROMOTING), look(replicas=(replica(), replica("new", probe=None)))) is None
+    assert moved(trial(Stage.PROMOTING), look(replicas=())) is None
+    assert moved(trial(Stage.PROMOTING), look()).to is Stage.LIVE
+
+
+def test_rolled_back_once_every_replica_routes_without_it():
+    assert moved(trial(Stage.ROLLING_BACK), look(replicas=(replica(), replica("r2", number=4)))) is None
+    assert moved(trial(Stage.ROLLING_BACK, reason="harmed"), look()).to is Stage.ROLLED_BACK
+
+
+def test_rewards_are_scaled_and_turned_over():
+    assert reward(Metric(type="boolean"))(True) == 1.0
+    assert reward(Metric(type="boolean", optimize="min"))(True) == 0.0
+    stars = reward(Metric(type="float", minimum=1, maximum=5))
+    assert [stars(value) for value in (1, 3, 5, 9, "five")] == [0.0, 0.5, 1.0, 1.0, 0.5]
