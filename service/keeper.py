@@ -52,11 +52,20 @@ log = structlog.get_logger(__name__)
 class Keeper(KeeperDoor):
     """Owner of all that is durable; `start` before use, `close` at the end."""
 
-    def __init__(self, settings: Settings, base: BaseModel, launcher: Launcher, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        base: BaseModel,
+        launcher: Launcher,
+        clock: Callable[[], float] = time.time,
+        validate: Callable[[Path], str] | None = None,
+    ) -> None:
+        """`validate` gives an artifact's digest or raises `ArtifactInvalid`; None: as the learners check what they make."""
         self._settings, self._base, self._launcher, self._clock = settings, base, launcher, clock
         self._metrics = Metrics(installed_version("learnd"), settings.base.served_name)
         self._storage = Storage(settings, self._metrics, clock)
         self._replicas = Replicas(FORGET_SECONDS)
+        self._validate = validate
         self._conductor: Conductor | None = None
         self._changed = asyncio.Condition()
         self._wake = asyncio.Event()
@@ -74,7 +83,7 @@ class Keeper(KeeperDoor):
             self._base,
             self._storage.writer,
             self._launcher,
-            validate=self._validate,
+            validate=self._validate or self._check_artifact,
             clock=self._clock,
             listen=self._heard,
         )
@@ -253,7 +262,7 @@ class Keeper(KeeperDoor):
     def _with_progress(self, job: Job) -> Json:
         return {**UNSAID, **self._conducting.progress(job), **job.as_json()}
 
-    def _validate(self, folder: Path) -> str:
+    def _check_artifact(self, folder: Path) -> str:
         from learners import artifact  # here, since it brings torch: the keeper is small and quick to start until it needs it
         from learners.adapter import Unservable
 

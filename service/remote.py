@@ -13,7 +13,6 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from learners.remote import train
 from replay.records import Feedback, Interaction, Receipt
 from service.conductor import JobState
 from service.door import Json, KeeperDoor
@@ -115,6 +114,8 @@ class RemoteKeeper(KeeperDoor):
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator] # ray is untyped
 def _run_job(folder: str, settings: Settings) -> None:
+    from learners.remote import train  # torch and peft: in the job's process only
+
     spec = settings.training
     train(
         Path(folder),

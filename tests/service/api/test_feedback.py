@@ -242,7 +242,7 @@ async def test_a_full_disk_is_503_and_nothing_is_acknowledged(keeper, client, pa
 
 
 async def limit_pages(keeper, pages=1):
-    await asyncio.wrap_future(keeper.writer.submit(lambda conn: conn.exec_driver_sql(f"PRAGMA max_page_count={pages}")))
+    await asyncio.wrap_future(keeper._storage.writer.submit(lambda conn: conn.exec_driver_sql(f"PRAGMA max_page_count={pages}")))
 
 
 class Gate:

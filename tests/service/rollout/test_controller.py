@@ -49,8 +49,8 @@ def moved(trial, seen):
 
 class TestVerifying:
     def test_waits_until_every_replica_has_proven_it(self):
-        assert moved(trial(Stage.VERIFYING), look(replicas=(replica(), replica("r2", probe=None)))) is None
-        assert moved(trial(Stage.VERIFYING), look(replicas=(replica(), replica("r2")))).to is Stage.CANARY
+        assert moved(trial(Stage.VERIFYING), look(now=9.0, replicas=(replica(), replica("r2", probe=None)))) is None
+        assert moved(trial(Stage.VERIFYING), look(now=9.0, replicas=(replica(), replica("r2")))).to is Stage.CANARY
 
     def test_no_replica_proves_nothing_and_condemns_nothing(self):
         assert moved(trial(Stage.VERIFYING), look(now=1e6, replicas=(), serving_since=None)) is None
@@ -106,7 +106,7 @@ class TestCanary:
         assert moved(trial(steps=(0.0, 35.0)), look(outcomes=SAME)) is None  # 5 units since the last step
 
     def test_a_step_up_waits_while_harm_is_near(self):
-        losing = units([0.0] * 10, [1.0] * 10)
+        losing = units([0.0] * 13, [1.0] * 13)
         assert moved(trial(), look(outcomes=losing)) is None
         assert judge(trial(), look(outcomes=losing)).evidence.log_rollback > 3
 
