@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from replay.records import Feedback, Interaction
@@ -81,9 +82,11 @@ def find(folder: Path, interaction_id: str, segment_id: int | None = None) -> In
     for manifest in [named] if segment_id is not None else reversed(_manifests(folder)):
         if manifest.exists():
             part = json.loads(manifest.read_text())["interactions"]
-            table = _table(folder / part["file"], [("id", "=", interaction_id)])
-            if table.num_rows:
-                return interaction_of(_plain(table.to_pylist()[0]))
+            with _opened(folder / part["file"]) as file:
+                ids = file.read(columns=["id"])["id"].to_pylist()
+                if interaction_id in ids:
+                    (row,) = file.read().slice(ids.index(interaction_id), 1).to_pylist()
+                    return interaction_of(_plain(row))
     return None
 
 
@@ -107,9 +110,8 @@ def erase(folder: Path, interaction_ids: Collection[str]) -> int:
 def _write_part(
     folder: Path, segment_id: int, kind: str, records: Sequence[Interaction | Feedback], schema: Any
 ) -> dict[str, Any]:
-    table = pa.Table.from_pylist([_flat(row_of(record)) for record in records], schema=schema)
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(_table([_flat(row_of(record)) for record in records], schema), sink, compression="zstd")
     data = sink.getvalue().to_pybytes()
     digest = hashlib.sha256(data).hexdigest()
     name = f"{segment_id:08d}-{digest[:16]}.{kind}.parquet"
@@ -156,14 +158,27 @@ def _checked(folder: Path, part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     path = folder / part["file"]
     if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != part["sha256"]:
         raise ArchiveDamaged(f"{path} is missing or was changed since it was sealed: restore it from a backup")
-    return (_plain(row) for row in _table(path).to_pylist())
+    with _opened(path) as file:
+        return (_plain(row) for row in file.read().to_pylist())
 
 
-def _table(path: Path, filters: list[tuple[str, str, str]] | None = None) -> Any:
+def _opened(path: Path) -> Any:
     try:
-        return pq.read_table(path, filters=filters)
+        return pq.ParquetFile(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise ArchiveDamaged(f"{path} cannot be read: {error}; restore it from a backup") from error
+
+
+def _table(rows: Sequence[Mapping[str, Any]], schema: Any) -> Any:
+    """Make a table by way of JSON: pyarrow's own way from Python objects imports pandas, seconds in the ledger's thread."""
+    if not rows:
+        return schema.empty_table()
+    lines = "\n".join(map(json.dumps, rows)).encode()
+    return pj.read_json(
+        pa.BufferReader(lines),
+        read_options=pj.ReadOptions(block_size=len(lines) + 1),  # one block: no row is cut
+        parse_options=pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
+    )
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ Json = dict[str, Any]
 DEFAULT_SLICE = "default"
 WITH_USAGE = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Where a stream tells its usage only when it is asked to."""
-_OURS = frozenset({"metadata", "store"})
+_OURS = frozenset({"metadata", "store", "request_id"})
+"""Not passed on. vLLM would make the reply's id, which must be unique, of a client's `request_id`."""
 
 
 def parse(raw: bytes) -> Json:

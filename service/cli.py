@@ -150,7 +150,7 @@ def prepare_base(
     from service.errors import BaseUnavailable
 
     try:
-        base = prepare(name)
+        base = prepare(name, say=lambda what: typer.echo(what, err=True))
     except BaseMissing as error:
         raise BaseUnavailable(str(error)) from None
     typer.echo(f"{base.name} is ready in {base.path} (weights {base.weights_digest[:12]})")

@@ -21,6 +21,7 @@ class Tap:
         self._is_stream = False
         self._rest = b""
         self._texts: list[str] = []
+        self._calls: dict[int, dict[str, Any]] = {}
         self.id: str | None = None
         self.finish_reason: str | None = None
         self.error: str | None = None
@@ -32,13 +33,13 @@ class Tap:
 
     @property
     def text(self) -> str:
-        """What has been said so far."""
-        return "".join(self._texts)
+        """What has been said so far; the tool calls, as JSON, of a reply that has no words."""
+        return "".join(self._texts) or (json.dumps(list(self._calls.values())) if self._calls else "")
 
     @property
     def has_streamed_text(self) -> bool:
         """Whether a piece of the text has come, in a reply that comes in pieces."""
-        return self._is_stream and bool(self._texts)
+        return self._is_stream and bool(self._texts or self._calls)
 
     def start(self, status: int, content_type: str) -> None:
         """Take note of how the reply begins."""
@@ -107,7 +108,15 @@ class Tap:
         text = choice.get("text") or message.get("content")
         if text:
             self._texts.append(text)
+        for place, call in enumerate(message.get("tool_calls") or ()):
+            self._read_call(call.get("index", place), call.get("function") or {})
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
+
+    def _read_call(self, place: int, piece: dict[str, Any]) -> None:
+        """Read a tool call or, in a stream, a piece of one."""
+        call = self._calls.setdefault(place, {"name": "", "arguments": ""})
+        call["name"] = piece.get("name") or call["name"]
+        call["arguments"] += piece.get("arguments") or ""
 
     def _read_response(self, said: dict[str, Any]) -> None:
         """Read the object of `/v1/responses`; a stream's last one has the whole text again."""

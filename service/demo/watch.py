@@ -136,7 +136,7 @@ def news(before: Json, after: Json) -> list[str]:
     said = []
     old, new = before.get("job") or {}, after.get("job") or {}
     if new and new.get("id") != old.get("id"):
-        said.append(f"{after.get('examples', {}).get('fresh', 0)} new examples are enough: job {new['id']} trains")
+        said.append(f"{before.get('examples', {}).get('fresh', 0)} new examples are enough: job {new['id']} trains")
     verdict = after.get("last_verdict")
     if verdict and verdict != before.get("last_verdict"):
         said.append(f"the gate says {outcome(verdict)}: {reasons(verdict)}")

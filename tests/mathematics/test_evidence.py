@@ -146,7 +146,7 @@ def test_equal_arms_are_seldom_rolled_back():
 
 def test_an_equal_candidate_is_promoted_within_the_margin():
     found = first_crossing(log_paths(bernoulli_pairs(5, REPEATS, PAIRS, 0.7, 0.7), -0.05), np.log(20))
-    assert np.quantile(found, [0.5, 0.8]) <= pytest.approx([1350, 2350])
+    assert (np.quantile(found, [0.5, 0.8]) <= [1350, 2350]).all()
 
 
 @pytest.mark.parametrize(("candidate", "most"), [(0.8, 45), (0.6, 60)])
@@ -163,8 +163,8 @@ def test_a_far_better_candidate_needs_a_few_dozen_pairs(candidate, most):
 
 
 def test_the_confidence_sequence_covers_at_every_look_and_a_fixed_sample_interval_does_not():
-    truth, looks = 0.1, range(20, 1001, 20)
-    differences = bernoulli_pairs(7, 200, 1000, 0.6, 0.5)
+    truth, looks = 0.1, range(20, 1001, 40)
+    differences = bernoulli_pairs(7, 120, 1000, 0.6, 0.5)
     missed = naive_missed = 0
     for row in differences:
         interval, has_naive_missed = (-1.0, 1.0), False
@@ -174,8 +174,8 @@ def test_the_confidence_sequence_covers_at_every_look_and_a_fixed_sample_interva
             has_naive_missed |= abs(row[:n].mean() - truth) > half
         missed += not interval[0] <= truth <= interval[1]
         naive_missed += has_naive_missed
-    assert missed <= 20  # .999 of 200 at alpha = .05
-    assert naive_missed > 40
+    most = 15  # .999 of 120 at alpha = .05
+    assert missed <= most < naive_missed
 
 
 def test_the_interval_is_where_the_tests_stop_rejecting():

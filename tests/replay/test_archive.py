@@ -25,6 +25,17 @@ def test_what_is_sealed_comes_back_as_it_was(rows, tmp_path):
     assert find(tmp_path, "b", 2) is find(tmp_path, "b", 9) is find(tmp_path, "nobody") is None
 
 
+def test_every_text_and_every_number_survives(asked, said, tmp_path):
+    odd = 'quote " slash \\ line \n nul \0 emoji \U0001f9ea 2024-01-01T00:00:00Z'
+    whole = Rows(
+        [asked(odd, odd, reply=odd, at=1790000000.1234567, latency_seconds=1e-9, prompt_tokens=2**40, ttft_seconds=0.1)],
+        [said(odd, value, id=f"f{i}", tags={odd: odd}) for i, value in enumerate([True, 0.1, odd, {"content": None}])],
+    )
+    seal(whole, tmp_path, 1)
+    assert list(scan(tmp_path)) == [whole]
+    assert find(tmp_path, odd) == whole.interactions[0]
+
+
 def test_no_folder_is_an_empty_archive(tmp_path):
     assert list(scan(tmp_path / "none")) == []
     assert find(tmp_path / "none", "a") is None

@@ -1,146 +1,386 @@
-"""A small true engine: it speaks OpenAI's chat JSON and server-sent events, and what it answers depends on the adapter.
+"""Small true things to serve with: an engine whose adapters are numbers, a keeper in memory, a client that can hang up.
 
-`FakeEngine` satisfies `service.engines.base.Engine`. The base answers `<base>: <last message>`, an adapter
-`<name>: <last message>`. Log-probs are what an adapter's `fingerprint.json` says; without one, the base's.
-`write_version` makes a folder that it loads and that passes the probe.
+An adapter is one number, `shift`: the engine says it in each reply and moves its log-probs by it.
 """
 
 import asyncio
 import json
-from pathlib import Path
+import time
+import uuid
+from dataclasses import dataclass, field, replace
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route as Path
+from starlette.types import Message
 
+from replay.records import Interaction
+from service.door import KeeperDoor
 from service.errors import ArtifactInvalid, NotReady
+from service.router import Desired
+from service.router import Desired, ReplicaReport, Resident, Route
 
-TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
+BASE = "smollm2-135m"
+PROBES = ([5, 3, 8, 2], [7, 1, 4])
 
 
-def base_logprobs(token_ids):
-    return [-1.0 - token / 10 for token in token_ids[1:]]
+def measured(shift: float, token_ids) -> list[float]:
+    """Log-probs of the tokens after the first, under an adapter that is `shift` (0: the base)."""
+    return [-1 - token / 10 + shift * (-1) ** token for token in token_ids[1:]]
 
 
-def write_version(folder: Path, shift: float = 0.5, fingerprint_shift: float | None = None) -> Path:
-    """A version that moves every token's log-prob by `shift`, and whose trainer saw `fingerprint_shift`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    base = base_logprobs(TOKENS)
-    seen = shift if fingerprint_shift is None else fingerprint_shift
-    probes = [{"token_ids": TOKENS, "adapter": [x + seen for x in base], "base": base}]
-    (folder / "fingerprint.json").write_text(json.dumps({"probes": probes}))
-    (folder / "adapter_config.json").write_text(json.dumps({"shift": shift}))
-    return folder
+def write_version(folder, name: str, int_id: int, shift: float = 0.5, told: float | None = None) -> Resident:
+    """A version on disk, with the fingerprint of `told` in place of its own if given."""
+    path = folder / name
+    path.mkdir(parents=True)
+    (path / "adapter.json").write_text(json.dumps({"shift": shift}))
+    told = shift if told is None else told
+    probes = [{"token_ids": ids, "adapter": measured(told, ids), "base": measured(0, ids)} for ids in PROBES]
+    (path / "fingerprint.json").write_text(json.dumps({"probes": probes}))
+    return Resident(name, str(path), int_id)
 
 
 class FakeEngine:
-    def __init__(self, base_name: str = "base", max_resident: int = 8) -> None:
-        self.base_name, self.max_resident = base_name, max_resident
-        self.adapters: dict[str, float] = {}
-        self.int_ids: dict[int, str] = {}
-        self.history: list[tuple[str, str]] = []
-        self.seen: list[tuple[dict, dict]] = []
-        """Headers and body of each request."""
-        self.is_alive = True
-        self.gate = asyncio.Event()
-        """Streams stop after their first word until it is set."""
-        self.gate.set()
+    """An `Engine` whose app speaks as vLLM does, chat and completions, whole and streamed.
+
+    What the last message says decides: `explode` raises, `break` raises half-way in a stream, `wait` answers once `go` is set.
+    """
+
+    def __init__(self) -> None:
+        self.shifts: dict[str, float] = {}
+        self.calls: list[tuple[str, str]] = []
+        self.bodies: list[dict] = []
+        self.headers: list[dict] = []
+        self.go = asyncio.Event()
+        self.is_dead = False
+        self.scored: list[tuple[str | None, tuple[int, ...]]] = []
         self.app = Starlette(
             routes=[
-                Route("/v1/chat/completions", self._chat, methods=["POST"]),
-                Route("/v1/completions", self._text, methods=["POST"]),
-                Route("/v1/embeddings", self._embed, methods=["POST"]),
-                Route("/pause", self._embed, methods=["POST"]),
+                Path("/v1/chat/completions", self._answer, methods=["POST"]),
+                Path("/v1/completions", self._answer, methods=["POST"]),
+                Path("/v1/version", self._version),
+                Path("/v1/load_lora_adapter", self._version, methods=["POST"]),
             ]
         )
 
-    async def load(self, name, path, int_id):
-        if name in self.adapters:
-            return
-        assert self.int_ids.setdefault(int_id, name) == name, "an id is never used for other weights"
+    async def load(self, name, path, int_id) -> None:
+        self.calls.append(("load", name))
         try:
-            shift = json.loads((Path(path) / "adapter_config.json").read_text())["shift"]
-        except (OSError, ValueError, KeyError) as error:
-            raise ArtifactInvalid(f"cannot load {name} from {path}: {error!r}") from error
-        self.adapters[name] = shift
-        self.history.append(("load", name))
-        assert len(self.adapters) <= self.max_resident
+            self.shifts[name] = json.loads((path / "adapter.json").read_text())["shift"]
+        except OSError as error:
+            raise ArtifactInvalid(f"{path}: {error}") from error
 
-    async def unload(self, name):
-        if self.adapters.pop(name, None) is not None:
-            self.history.append(("unload", name))
+    async def unload(self, name) -> None:
+        if self.shifts.pop(name, None) is not None:
+            self.calls.append(("unload", name))
 
-    async def logprobs(self, name, token_ids):
-        shift = self.adapters[name] if name is not None else 0.0
-        return [x + shift for x in base_logprobs(token_ids)]
+    async def logprobs(self, name, token_ids) -> list[float]:
+        self.scored.append((name, tuple(token_ids)))
+        return measured(0 if name is None else self.shifts[name], token_ids)
 
-    async def check(self):
-        if not self.is_alive:
-            raise NotReady("the fake engine is dead")
+    async def check(self) -> None:
+        if self.is_dead:
+            raise NotReady("dead")
 
-    async def close(self):
-        self.is_alive = False
+    async def close(self) -> None:
+        self.shifts.clear()
 
-    async def _chat(self, request: Request):
-        body, refusal = await self._take(request)
-        if refusal:
-            return refusal
-        name, asked = body["model"], body["messages"][-1]["content"]
-        head = {"id": f"chatcmpl-{request.headers['x-request-id']}", "created": 1, "model": name}
-        words = [f"{name}:", *f" {asked}".split(" ")[1:]]
-        usage = {"prompt_tokens": len(asked.split()), "completion_tokens": len(words)}
+    async def _version(self, _: Request) -> JSONResponse:
+        return JSONResponse({"version": "fake"})
+
+    async def _answer(self, request: Request):
+        body = await request.json()
+        self.bodies.append(body)
+        self.headers.append(dict(request.headers))
+        if body["model"] not in {*self.shifts, BASE}:
+            return JSONResponse({"error": {"message": "no such model", "type": "NotFoundError", "param": None, "code": 404}}, 404)
+        if body.get("temperature", 0) < 0:
+            return JSONResponse({"error": {"message": "temperature", "type": "BadRequestError", "param": None, "code": 400}}, 400)
+        is_chat = "messages" in body
+        asked = body["messages"][-1]["content"] if is_chat else body["prompt"]
+        if asked == "explode":
+            raise RuntimeError("the engine has exploded")
+        if asked == "wait":
+            await _first(self.go.wait(), _gone(request))
+        words = [f"{body['model']} ", "says ", str(self.shifts.get(body["model"], 0))]
+        form = {"id": f"cmpl-{uuid.uuid4().hex}", "model": body["model"]}
+        usage = {"prompt_tokens": len(str(asked)), "completion_tokens": len(words), "total_tokens": len(str(asked)) + len(words)}
         if body.get("stream"):
-            events = self._stream(head, words, usage, body)
-            return StreamingResponse(events, media_type="text/event-stream")
-        message = {"role": "assistant", "content": " ".join(words)}
-        choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-        return JSONResponse(head | {"object": "chat.completion", "choices": choices, "usage": usage})
+            options = body.get("stream_options") or {}
+            usage = usage if options.get("include_usage") else None
+            return StreamingResponse(self._stream(form, words, usage, is_chat, asked), media_type="text/event-stream")
+        said = {"message": {"role": "assistant", "content": "".join(words)}} if is_chat else {"text": "".join(words)}
+        return JSONResponse({**form, "choices": [{"index": 0, **said, "finish_reason": "stop"}], "usage": usage})
 
-    async def _stream(self, head, words, usage, body):
-        head |= {"object": "chat.completion.chunk"}
-        for place, word in enumerate(words):
-            delta = {"content": word if place == 0 else f" {word}"}
-            yield _event(head | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
-            await self.gate.wait()
-            if word == "crash":
-                raise RuntimeError("the fake engine broke off")
-            if word == "fail":
-                yield _event({"error": {"message": "generation failed", "code": 500}})
-                yield "data: [DONE]\n\n"
-                return
-        yield _event(head | {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-        if (body.get("stream_options") or {}).get("include_usage"):
-            yield _event(head | {"choices": [], "usage": usage})
+    async def _stream(self, form, words, usage, is_chat, asked):
+        for number, word in enumerate(words):
+            said = {"delta": {"content": word}} if is_chat else {"text": word}
+            finish = "stop" if number == len(words) - 1 else None
+            yield _event({**form, "choices": [{"index": 0, **said, "finish_reason": finish}]})
+            if asked == "break":
+                raise RuntimeError("the engine has broken off")
+            if asked == "say error":
+                yield _event({"error": {"message": "out of memory", "code": 500}})
+                break
+            if asked == "wait between":
+                await self.go.wait()
+        if usage:
+            yield _event({**form, "choices": [], "usage": usage})
         yield "data: [DONE]\n\n"
 
-    async def _text(self, request: Request):
-        body, refusal = await self._take(request)
-        if refusal:
-            return refusal
-        choices = [{"index": 0, "text": f"{body['model']}: {body['prompt']}", "finish_reason": "length"}]
-        head = {"id": f"cmpl-{request.headers['x-request-id']}", "object": "text_completion", "model": body["model"]}
-        return JSONResponse(head | {"choices": choices, "usage": {"prompt_tokens": 1, "completion_tokens": 2}})
 
-    async def _embed(self, request: Request):
-        body, refusal = await self._take(request)
-        return refusal or JSONResponse({"object": "list", "model": body["model"], "data": []})
-
-    async def _take(self, request: Request):
-        body = await request.json()
-        self.seen.append((dict(request.headers), body))
-        if body["model"] != self.base_name and body["model"] not in self.adapters:
-            return body, _error(404, f"The model `{body['model']}` does not exist.")
-        if body.get("max_tokens", 1) < 1:
-            return body, _error(400, "max_tokens must be at least 1")
-        if body.get("explode"):
-            raise RuntimeError("the fake engine exploded")
-        return body, None
-
-
-def _event(said):
+def _event(said) -> str:
     return f"data: {json.dumps(said)}\n\n"
 
 
-def _error(status, message):
-    return JSONResponse({"error": {"message": message, "type": "BadRequestError", "code": status}}, status)
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _first(*waits) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+
+
+class FakeKeeper(KeeperDoor):
+    """The keeper as replicas see it: a desired state that wakes who waits for it, and what was recorded, in order."""
+
+    def __init__(self, desired: Desired | None = None) -> None:
+        self.now = desired or Desired()
+        self.reports: list[ReplicaReport] = []
+        self.recorded: list[Interaction] = []
+        self.troubles: list[Exception] = []
+        """What the next calls raise, one each."""
+        self.can_write = asyncio.Event()
+        self.can_write.set()
+        self._changed = asyncio.Condition()
+
+    async def set(self, **changes) -> None:
+        """The next desired state."""
+        async with self._changed:
+            self.now = replace(self.now, number=self.now.number + 1, **changes)
+            self._changed.notify_all()
+
+    async def until(self, condition) -> ReplicaReport:
+        """Wait for a report that `condition` holds of."""
+        async with self._changed:
+            await asyncio.wait_for(self._changed.wait_for(lambda: self.reports and condition(self.reports[-1])), 10)
+            return self.reports[-1]
+
+    async def desired(self, after, report, timeout_seconds) -> Desired:
+        if self.troubles:
+            raise self.troubles.pop(0)
+        async with self._changed:
+            self.reports.append(report)
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: self.now.number > after)
+            return self.now
+
+    async def record(self, interactions) -> None:
+        await self.can_write.wait()
+        if self.troubles:
+            raise self.troubles.pop(0)
+        self.recorded += interactions
+
+
+def state(*resident: Resident, number: int = 1, **routes) -> Desired:
+    """A desired state with these versions, and a route for each line: `desk={"champion": …}`."""
+    table = {line: Route(line, **route) for line, route in routes.items()}
+    return Desired(number, resident, table, tuple(version.name for version in resident))
+
+
+@dataclass
+class Reply:
+    """What a client has got so far."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    chunks: list[bytes] = field(default_factory=list)
+    is_whole: bool = False
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.chunks)
+
+    def json(self):
+        return json.loads(self.body)
+
+    def events(self) -> list:
+        said = [event.removeprefix("data: ") for event in self.body.decode().split("\n\n") if event]
+        return [json.loads(event) for event in said if event != "[DONE]"]
+
+
+class Client:
+    """One request to an ASGI app; it sees each chunk as it comes, and may leave."""
+
+    def __init__(self, app, method: str, path: str, body=None, **headers: str) -> None:
+        raw = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        named = {"content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
+        self.reply = Reply()
+        self.got = asyncio.Condition()
+        self._app = app
+        self._said: list[Message] = [{"type": "http.request", "body": raw, "more_body": False}]
+        self._left = asyncio.Event()
+        self._scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "/v1",  # as Serve passes it
+            "query_string": b"",
+            "headers": [(name.encode(), value.encode()) for name, value in named.items()],
+        }
+
+    async def ask(self) -> Reply:
+        """Ask, and wait for the end."""
+        await asyncio.wait_for(self._app(self._scope, self._receive, self._send), 10)
+        return self.reply
+
+    def leave(self) -> None:
+        """Hang up."""
+        self._left.set()
+
+    async def until_chunks(self, number: int) -> None:
+        """Wait for so many chunks of the reply."""
+        async with self.got:
+            await asyncio.wait_for(self.got.wait_for(lambda: len(self.reply.chunks) >= number), 10)
+
+    async def _receive(self) -> Message:
+        if self._said:
+            return self._said.pop()
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        async with self.got:
+            if message["type"] == "http.response.start":
+                self.reply.status = message["status"]
+                self.reply.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+            else:
+                self.reply.chunks.append(message.get("body", b""))
+                self.reply.is_whole = not message.get("more_body", False)
+            self.got.notify_all()
+
+
+class Ticks:
+    """A clock that the test turns."""
+
+    def __init__(self) -> None:
+        self.at = 1000.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+async def settle(condition, seconds: float = 10) -> None:
+    """Let the other tasks run until `condition` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came to pass"
+        await asyncio.sleep(0)
+
+
+class FakeKeeper:
+    """The keeper as a replica sees it."""
+
+    def __init__(self, desired: Desired | None = None):
+        self.target = desired or Desired(number=1)
+        self.reports = []
+        self.stored = []
+        self.failures = []
+        """Raised, first to last, by the next calls of either kind."""
+        self.may_store = asyncio.Event()
+        self.may_store.set()
+        self._asked = asyncio.Condition()
+
+    async def record(self, interactions):
+        await self.may_store.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        self.stored += interactions
+
+    async def desired(self, after, report, timeout_seconds):
+        if self.failures:
+            raise self.failures.pop(0)
+        async with self._asked:
+            self.reports.append(report)
+            self._asked.notify_all()
+            await self._asked.wait_for(lambda: self.target.number > after)
+        return self.target
+
+    async def want(self, desired):
+        """Change what should be, and wait until the replica has told of a state reached after that."""
+        async with self._asked:
+            self.target, before = desired, len(self.reports)
+            self._asked.notify_all()
+            await self._asked.wait_for(lambda: len(self.reports) > before)
+        return self.reports[-1]
+
+    async def told(self, is_so):
+        """Wait for a report of which `is_so` holds."""
+        async with self._asked:
+            await self._asked.wait_for(lambda: any(map(is_so, self.reports)))
+
+
+class Talk:
+    """One request to `app`; `messages` is what the client has got so far."""
+
+    def __init__(self, app, path, body, *, method="POST", headers=None, root_path=""):
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self._body = [raw[: len(raw) // 2], raw[len(raw) // 2 :]]
+        self.messages = []
+        self._gone, self._got = asyncio.Event(), asyncio.Condition()
+        names = {"content-length": str(len(raw)), "content-type": "application/json"} | (headers or {})
+        scope = {
+            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": method,
+            "path": path, "raw_path": path.encode(), "root_path": root_path, "query_string": b"", "scheme": "http",
+            "headers": [(name.encode(), value.encode()) for name, value in names.items()],
+            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
+        }  # fmt: skip
+        self.task = asyncio.create_task(app(scope, self._receive, self._send))
+
+    async def _receive(self):
+        if self._body:
+            return {"type": "http.request", "body": self._body.pop(0), "more_body": bool(self._body)}
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message):
+        async with self._got:
+            self.messages.append(message)
+            self._got.notify_all()
+
+    def hang_up(self):
+        self._gone.set()
+
+    async def until(self, text):
+        """Wait until the client has got `text`."""
+        async with self._got:
+            await self._got.wait_for(lambda: text in self.body)
+
+    async def done(self):
+        await self.task
+        return self
+
+    @property
+    def status(self):
+        return self.messages[0]["status"]
+
+    @property
+    def headers(self):
+        return {name.decode(): value.decode() for name, value in self.messages[0]["headers"]}
+
+    @property
+    def body(self):
+        return b"".join(message.get("body", b"") for message in self.messages[1:])
+
+    @property
+    def json(self):
+        return json.loads(self.body)

@@ -74,7 +74,8 @@ def test_a_base_is_a_folder_a_hub_id_or_built_in(tmp_path):
     assert doctor.base(str(tmp_path), tmp_path).level == "ok"
     assert doctor.base(str(tmp_path / "elsewhere"), tmp_path).level == "fail"
     assert doctor.base("someone/some-model", tmp_path).level == "warn"
-    assert doctor.base("builtin:smollm2-135m", tmp_path).level == "ok"
+    assert doctor.base("builtin:smollm2-135m", tmp_path).found.endswith("to be prepared at the first start")
+    assert "there is builtin:smollm2-135m" in doctor.base("builtin:other", tmp_path).advice
 
 
 def test_a_data_directory_in_use_is_found(tmp_path):

@@ -98,6 +98,7 @@ class World:
         """Why replicas cannot hold a version, by its name."""
         self.numbers = dict.fromkeys((f"r{i}" for i in range(replicas)), -1)
         self.events = []
+        self._routes = None
         self.outcome = {}
         self.wrap = lambda writer: writer
         self.open()
@@ -127,20 +128,29 @@ class World:
 
     def demonstrate(self, count, slice="new"):
         """Customers ask and agents correct: `count` new examples."""
-        for _ in range(count):
-            interaction = self.ask(slice=slice)
-            said = Feedback(
-                f"d-{interaction.id}", interaction.id, "demonstration", f"label of {interaction.id}", self.now, self.now
-            )
-            self.read(lambda conn, said=said: ledger.give(conn, said))
+        asked = [self._interaction(slice) for _ in range(count)]
+        said = [Feedback(f"d-{i.id}", i.id, "demonstration", f"label of {i.id}", self.now, self.now) for i in asked]
+        self._store(asked, said)
 
-    def ask(self, slice="new"):
-        """One customer, one question, through the route table that the replicas follow."""
+    def ask(self):
+        """One customer, one question."""
+        return self._store([self._interaction()], [])[0]
+
+    def customers(self, count):
+        """Customers of whom some leave a thumb, up when the reply was good."""
+        asked, thumbs = [self._interaction() for _ in range(count)], []
+        for one in asked:
+            if one.arm in {Arm.CANDIDATE, Arm.CONTROL} and self.random.random() < self.thumbs:
+                is_good = self.random.random() < self.quality.get(one.version, 0.0)
+                thumbs.append(Feedback(f"t-{one.id}", one.id, "thumb", is_good, self.now, self.now))
+        self._store(asked, thumbs)
+
+    def _interaction(self, slice="new"):
+        """A question as it goes through the route table that the replicas follow."""
         self.asked += 1
-        desired = registry_desired(self)
-        choice = resolve(desired, "base", LINE, f"customer-{self.asked}")
+        choice = resolve(self.routes, "base", LINE, f"customer-{self.asked}")
         is_failed = choice.version in self.failing
-        interaction = Interaction(
+        return Interaction(
             id=f"i{self.asked}",
             line=LINE,
             version=choice.version,
@@ -153,21 +163,29 @@ class World:
             trial=choice.trial,
             error="engine_error" if is_failed else None,
         )
-        self.read(lambda conn: ledger.record(conn, [interaction]))
-        return interaction
 
-    def customers(self, count):
-        """Customers of whom some leave a thumb, up when the reply was good."""
-        for _ in range(count):
-            asked = self.ask()
-            if asked.arm in {Arm.CANDIDATE, Arm.CONTROL} and self.random.random() < self.thumbs:
-                is_good = self.random.random() < self.quality.get(asked.version, 0.0)
-                thumb = Feedback(f"t-{asked.id}", asked.id, "thumb", is_good, self.now, self.now)
-                self.read(lambda conn, thumb=thumb: ledger.give(conn, thumb))
+    def _store(self, asked, said):
+        if asked:
+            self.read(lambda conn: [ledger.record(conn, asked), [ledger.give(conn, one) for one in said]])
+        return asked
+
+    @property
+    def routes(self):
+        """The route table as it was when the replicas last looked."""
+        if self._routes is None:
+            self._routes = self._desired()
+        return self._routes
+
+    def _desired(self):
+        def work(conn):
+            running = trials.current(conn, LINE)
+            return registry.desired(conn, [LINE], {LINE: running} if running else {}, self.folder / "versions")
+
+        return self.read(work)
 
     def reports(self):
         """The replicas: each holds what was desired when it last looked, then looks again."""
-        desired = registry_desired(self)
+        desired = self._routes = self._desired()
         said = []
         for name, number in self.numbers.items():
             verdicts = {v.name: ProbeResult(v.name not in self.refused, self.refused.get(v.name)) for v in desired.resident}
@@ -178,14 +196,15 @@ class World:
     def step(self, seconds=1.0, customers=0):
         self.customers(customers)
         done = self.conductor.tick(self.reports())
+        self._routes = None
         self.now += seconds
         return done
 
-    def until(self, holds, steps=200, customers=0):
+    def until(self, holds, steps=200, customers=0, seconds=1.0):
         for taken in range(steps):
             if holds(self):
                 return taken
-            self.step(customers=customers)
+            self.step(seconds, customers)
         raise AssertionError(f"not within {steps} steps: {self.summary()}")
 
     @property
@@ -231,11 +250,3 @@ def validate(folder):
     if not (folder / "COMPLETE").exists():
         raise ArtifactInvalid(f"{folder} is incomplete")
     return (folder / "adapter_model.safetensors").read_text()
-
-
-def registry_desired(world):
-    def work(conn):
-        running = trials.current(conn, LINE)
-        return registry.desired(conn, [LINE], {LINE: running} if running else {}, world.folder / "versions")
-
-    return world.read(work)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -130,5 +131,5 @@ class FakeDaemon:
     def _promote(self) -> None:
         old, self.champion = self.champion, self.number
         names = [f"desk@v{n}" if n else None for n in (old, self.number)]
-        change = {"alias": "champion", "from": names[0], "to": names[1], "at": float(self.number), "reason": "evidence"}
+        change = {"alias": "champion", "from": names[0], "to": names[1], "at": time.time(), "reason": "evidence"}
         self.promotions.append({**change, "swap_seconds": 0.5, "feedback_to_live_seconds": 40.0 + self.number})

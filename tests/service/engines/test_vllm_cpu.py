@@ -1,0 +1,171 @@
+"""The grouped kernels against a plain loop over rows; no engine is started."""
+
+import logging
+
+import pytest
+import torch
+from vllm.lora.layers import base_linear, utils
+from vllm.lora.layers.utils import LoRAMapping
+from vllm.platforms import current_platform
+
+from service.engines import vllm_cpu
+from service.engines.vllm_cpu import GroupedPunicaWrapper, group, register
+
+SLOTS, RANK, INPUT, WIDTHS, SCALE = 3, 4, 10, (6, 2, 2), 0.5
+IDS = [11, None, 12]
+"""Which adapter lies in which slot."""
+
+
+def weights(dtype=torch.float32):
+    draw = torch.Generator().manual_seed(0)
+    a = tuple(torch.randn(SLOTS, 1, RANK, INPUT, generator=draw).to(dtype) for _ in WIDTHS)
+    b = tuple(torch.randn(SLOTS, 1, width, RANK, generator=draw).to(dtype) for width in WIDTHS)
+    return a, b
+
+
+def batch(rows, dtype=torch.float32):
+    draw = torch.Generator().manual_seed(1)
+    return torch.randn(rows, INPUT, generator=draw).to(dtype), torch.randn(rows, sum(WIDTHS), generator=draw).to(dtype)
+
+
+def expected(y, x, a, b, slots, *, skips_bare=True):
+    """Each row by itself. With `skips_bare` False: what vLLM's kernels do, where slot -1 is the last one."""
+    out = y.clone()
+    for row, slot in enumerate(slots):
+        if slot < 0 and skips_bare:
+            continue
+        parts = [b[i][slot, 0] @ (a[i][slot, 0] @ x[row]) for i in range(len(WIDTHS))]
+        out[row] += SCALE * torch.cat(parts)
+    return out
+
+
+def wrapper(ids):
+    """A wrapper that was told of a batch whose rows have the adapters `ids` (0: none)."""
+    made = GroupedPunicaWrapper(max_num_batched_tokens=64, max_batches=64, device="cpu")
+    mapping = LoRAMapping(index_mapping=tuple(ids), prompt_mapping=tuple(ids), is_prefill=False)
+    made.update_metadata(mapping, IDS, SLOTS, 100)
+    return made
+
+
+MIXES = {
+    "mixed": [11, 12, 0, 11, 0, 12, 11],
+    "runs": [11, 11, 11, 0, 0, 12, 12],
+    "one adapter": [12] * 5,
+    "base only": [0] * 5,
+    "single row": [11],
+    "bare between": [11, 0, 11],
+}
+
+
+@pytest.mark.parametrize("ids", MIXES.values(), ids=MIXES)
+def test_groups_equal_rows(ids):
+    a, b = weights()
+    x, y = batch(len(ids))
+    slots = [IDS.index(i) if i else -1 for i in ids]
+    want = expected(y, x, a, b, slots)
+    wrapper(ids).add_lora_linear(y, x, a, b, SCALE, WIDTHS)
+    torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
+
+
+def test_the_wrong_variant_is_told_apart():
+    """Rows without an adapter must not get the last slot's (vllm#48421)."""
+    ids = MIXES["mixed"]
+    a, b = weights()
+    x, y = batch(len(ids))
+    wrong = expected(y, x, a, b, [IDS.index(i) if i else -1 for i in ids], skips_bare=False)
+    wrapper(ids).add_lora_linear(y, x, a, b, SCALE, WIDTHS)
+    assert not torch.allclose(y, wrong, rtol=1e-3, atol=1e-3)
+
+
+def test_bare_and_padded_rows_are_untouched():
+    ids = [11, 0, 12, 0]
+    a, b = weights()
+    x, y = batch(len(ids) + 3)
+    before = y.clone()
+    wrapper(ids).add_lora_linear(y, x, a, b, SCALE, WIDTHS)
+    untouched = [1, 3, 4, 5, 6]
+    assert torch.equal(y[untouched], before[untouched])
+    assert not torch.equal(y[[0, 2]], before[[0, 2]])
+
+
+def test_half_precision_and_batched_shapes():
+    ids = MIXES["mixed"]
+    a, b = weights(torch.bfloat16)
+    x, y = batch(len(ids), torch.bfloat16)
+    slots = [IDS.index(i) if i else -1 for i in ids]
+    want = expected(y.float(), x.float(), tuple(t.float() for t in a), tuple(t.float() for t in b), slots)
+    shaped = y.view(1, len(ids), -1)
+    wrapper(ids).add_lora_linear(shaped, x.view(1, len(ids), -1), a, b, SCALE, WIDTHS)
+    torch.testing.assert_close(shaped[0].float(), want, rtol=0.05, atol=0.2)
+
+
+def test_the_next_batch_forgets_the_last():
+    a, b = weights()
+    made = wrapper([11, 11, 11])
+    made.update_metadata(LoRAMapping(index_mapping=(0, 12), prompt_mapping=(0, 12)), IDS, SLOTS, 100)
+    x, y = batch(2)
+    want = expected(y, x, a, b, [-1, 2])
+    made.add_lora_linear(y, x, a, b, SCALE, WIDTHS)
+    torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
+
+
+def test_neighbours_are_a_slice_and_others_indices():
+    (first, together), (second, scattered) = group(torch.tensor([1, 1, -1, 2, -1, 2]))
+    assert (first, together, second) == (1, slice(0, 2), 2)
+    assert scattered.tolist() == [3, 5]
+    assert group(torch.tensor([-1, -1])) == ()
+
+
+@pytest.fixture
+def platform(monkeypatch):
+    """vLLM as it is before the plug-in, and put back after it."""
+    kind = type(current_platform)
+    monkeypatch.setattr(kind, "get_punica_wrapper", classmethod(lambda _: "vllm's own"))
+    monkeypatch.setattr(kind, "is_cpu", lambda _: True)
+    for module in (utils, base_linear):
+        monkeypatch.setattr(module, "_get_lora_device", own_device)
+    return current_platform
+
+
+def own_device(layer):
+    return layer.weight.device
+
+
+def test_registering_twice_is_registering_once(platform):
+    register()
+    mended = utils._get_lora_device
+    register()
+    assert platform.get_punica_wrapper() == "service.engines.vllm_cpu.GroupedPunicaWrapper"
+    assert utils._get_lora_device is base_linear._get_lora_device is mended
+
+
+def test_layers_that_were_packed_away_are_on_the_cpu(platform):
+    register()
+    layer = torch.nn.Linear(2, 2)
+    assert utils._get_lora_device(layer) == layer.weight.device
+    layer.weight = None
+    assert utils._get_lora_device(layer) == torch.device("cpu")
+
+
+def test_the_switch_leaves_vllm_alone(platform, monkeypatch):
+    monkeypatch.setenv(vllm_cpu.SWITCH, "0")
+    register()
+    assert platform.get_punica_wrapper() == "vllm's own"
+    assert utils._get_lora_device is own_device
+
+
+def test_other_platforms_are_left_alone(platform, monkeypatch):
+    monkeypatch.setattr(type(platform), "is_cpu", lambda _: False)
+    register()
+    assert platform.get_punica_wrapper() == "vllm's own"
+
+
+def test_an_untested_vllm_is_left_alone_and_said(platform, monkeypatch, caplog):
+    monkeypatch.setattr(vllm_cpu.vllm, "__version__", "9.9.9")
+    monkeypatch.setattr(vllm_cpu.log, "propagate", True)
+    with caplog.at_level(logging.WARNING, logger=vllm_cpu.log.name):
+        vllm_cpu.log.addHandler(caplog.handler)
+        register()
+        vllm_cpu.log.removeHandler(caplog.handler)
+    assert platform.get_punica_wrapper() == "vllm's own"
+    assert "9.9.9" in caplog.text
