@@ -35,7 +35,7 @@ echo "setup: filling .venv for $variant ..."
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 .venv/bin/python -m pip install -q --disable-pip-version-check "uv>=0.9" 2> >(grep -v "is ignored: it is neither" >&2)
 export UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}"
-install=(.venv/bin/uv pip install -q --python .venv/bin/python)
+install=(.venv/bin/uv pip install -q --compile-bytecode --python .venv/bin/python) # compiled once: every process imports torch, ray or vllm
 if [ "$variant" = cpu ]; then
   backend=(--torch-backend cpu)
   if ls "${UV_FIND_LINKS:-/nonexistent}"/torch-*+cpu-*.whl >/dev/null 2>&1; then backend=(); fi # a CPU wheel at hand
