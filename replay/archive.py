@@ -171,14 +171,13 @@ def _opened(path: Path) -> Any:
 
 def _table(rows: Sequence[Mapping[str, Any]], schema: Any) -> Any:
     """Make a table by way of JSON: pyarrow's own way from Python objects imports pandas, seconds in the ledger's thread."""
-    if not rows:
-        return schema.empty_table()
-    lines = "\n".join(map(json.dumps, rows)).encode()
-    return pj.read_json(
+    lines = "\n".join(map(json.dumps, rows or [{}])).encode()
+    table = pj.read_json(
         pa.BufferReader(lines),
         read_options=pj.ReadOptions(block_size=len(lines) + 1),  # one block: no row is cut
         parse_options=pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
     )
+    return table.slice(0, len(rows))
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

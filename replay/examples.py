@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, delete, func, insert, select, update
 
 from replay.admission import Reason, Refusal, admit
 from replay.join import supersedes
@@ -21,6 +21,16 @@ from replay.tables import example, example_of, feedback, use
 
 _CHUNK = 500
 """Ids in one statement, well under every database's limit."""
+
+_NEWEST = (
+    select(example.c.seq, example.c.state, feedback.c.id, feedback.c.occurred_at)
+    .join(feedback, feedback.c.id == example.c.feedback_id)
+    .where(example.c.interaction_id == bindparam("interaction_id"))
+    .order_by(feedback.c.occurred_at.desc(), example.c.seq.desc())
+    .limit(1)
+)
+_ADMITTED = insert(example)
+"""The statements of each demonstration, made once."""
 
 
 class State(StrEnum):
@@ -54,14 +64,7 @@ def take(conn: Connection, interaction: Interaction, said: Feedback) -> Reason |
     verdict = admit(interaction, said)
     if isinstance(verdict, Refusal):
         return verdict.reason
-    newest = (
-        select(example.c.seq, example.c.state, feedback.c.id, feedback.c.occurred_at)
-        .join(feedback, feedback.c.id == example.c.feedback_id)
-        .where(example.c.interaction_id == interaction.id)
-        .order_by(feedback.c.occurred_at.desc(), example.c.seq.desc())
-        .limit(1)
-    )
-    older = conn.execute(newest).one_or_none()
+    older = conn.execute(_NEWEST, {"interaction_id": interaction.id}).one_or_none()
     if older is not None and not supersedes(said.occurred_at, older.occurred_at):
         return Reason.SUPERSEDED
     if older is not None and older.state == State.FRESH:
@@ -177,7 +180,7 @@ def _store(conn: Connection, admitted: Example) -> None:
     names = ("id", "interaction_id", "feedback_id", "line", "slice", "split", "weight", "admitted_at")
     body = {"messages": list(admitted.messages), "reply": admitted.reply}
     plain = {name: getattr(admitted, name) for name in names}
-    conn.execute(insert(example).values(**plain, body=body, state=State.FRESH))
+    conn.execute(_ADMITTED, {**plain, "body": body, "state": State.FRESH, "attempts": 0})
 
 
 def _supersede(conn: Connection, seq: int, feedback_id: str) -> None:

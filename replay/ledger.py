@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from replay import archive, tables
 from replay.admission import Reason
@@ -80,6 +80,11 @@ _IN_WORDS = ("demonstration", "comment")
 _CHUNK = 500
 """Ids in one statement, well under every database's limit."""
 
+_ASKED = select(tables.interaction).where(tables.interaction.c.id == bindparam("id"))
+_STORED = select(tables.feedback.c.digest, tables.feedback.c.status).where(tables.feedback.c.id == bindparam("id"))
+_GIVEN = insert(tables.feedback)
+"""The statements of each piece of feedback, made once: making them costs more than running them."""
+
 
 class FeedbackConflict(Exception):
     """The id of a piece of feedback is taken by another body: the first one stands."""
@@ -142,16 +147,14 @@ def give(conn: Connection, feedback: Feedback, folder: Path | None = None) -> Re
     """
     asked = interaction(conn, feedback.inference_id)
     served_by = asked.version if asked else None
-    columns = (tables.feedback.c.digest, tables.feedback.c.status)
-    stored = conn.execute(select(*columns).where(tables.feedback.c.id == feedback.id)).one_or_none()
+    stored = conn.execute(_STORED, {"id": feedback.id}).one_or_none()
     verdict = meaning(feedback, stored.digest if stored else None, is_known=asked is not None)
     if verdict is Meaning.CONTRADICTORY:
         raise FeedbackConflict(f"feedback {feedback.id!r} is stored with another body: choose a new id, or leave it out")
     if stored is not None:
         return Receipt(feedback.id, FeedbackStatus(stored.status), feedback.inference_id, True, served_by)
     status = FeedbackStatus(verdict.value)
-    row = {**tables.row_of(feedback), "digest": feedback.body_digest(), "status": status}
-    conn.execute(insert(tables.feedback).values(row))
+    conn.execute(_GIVEN, {**tables.row_of(feedback), "digest": feedback.body_digest(), "status": status})
     if asked is not None:
         _admit(conn, asked if asked.messages else interaction(conn, asked.id, folder) or asked, feedback)
     return Receipt(feedback.id, status, feedback.inference_id, served_by=served_by)
@@ -166,8 +169,7 @@ def expire(conn: Connection, before: float) -> int:
 
 def interaction(conn: Connection, interaction_id: str, folder: Path | None = None) -> Interaction | None:
     """Read an interaction; a sealed one has its words only when the archive's `folder` is given."""
-    query = select(tables.interaction).where(tables.interaction.c.id == interaction_id)
-    row = conn.execute(query).mappings().one_or_none()
+    row = conn.execute(_ASKED, {"id": interaction_id}).mappings().one_or_none()
     if row is None:
         return None
     whole = archive.find(folder, interaction_id, row["segment"]) if folder and row["segment"] else None

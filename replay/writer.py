@@ -166,7 +166,8 @@ class Writer:
 
 def _open(url_or_path: str | Path) -> Connection:
     text = str(url_or_path)
-    engine = create_engine(text if "://" in text else f"sqlite:///{text}", poolclass=NullPool)
+    url = text if "://" in text else f"sqlite:///{text}"
+    engine = create_engine(url, poolclass=NullPool, hide_parameters=True)  # errors are logged, what was said is not
     if engine.dialect.name == "sqlite":
         _make_durable(engine)
     try:

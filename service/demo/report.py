@@ -95,8 +95,8 @@ def _accuracies(axes: Any, outcome: Outcome) -> None:
     for promotion in outcome.promotions:
         at = float(promotion["at"]) - outcome.began_at
         axes.axvline(at, color=QUIET, linewidth=1, linestyle="--")
-        axes.annotate(f" {short(promotion['to'])} promoted", (at, 1.0), color=QUIET, va="bottom")
-    axes.set(ylim=(0, 1.08), ylabel="accuracy", xlabel="seconds")
+        axes.annotate(f" {short(promotion['to'])} promoted", (at, 1.04), color=QUIET, va="bottom")
+    axes.set(ylim=(0, 1.12), ylabel="accuracy", xlabel="seconds")
     axes.set_title(f"Live answers to never-trained texts (mean of the last {WINDOW})", loc="left")
     axes.legend(frameon=False, loc="lower right")
 
