@@ -226,14 +226,15 @@ class Keeper(KeeperDoor):
         return done
 
     async def _conduct(self) -> None:
-        while True:
+        while not self._is_closing:
             has_done = await self._safely("conductor", self.tick)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), HASTE_SECONDS if has_done else TICK_SECONDS)
+                async with asyncio.timeout(HASTE_SECONDS if has_done else TICK_SECONDS):  # wait_for may swallow a cancellation
+                    await self._wake.wait()
             self._wake.clear()
 
     async def _tidy(self) -> None:
-        while True:
+        while not self._is_closing:
             await self._safely("tidy", self._storage.tidy)
             await asyncio.sleep(TIDY_SECONDS)
 

@@ -27,16 +27,15 @@ UNSAID = frozenset({"messages", "prompt", "reply", "content", "value", "comment"
 def configure(settings: Logging, **bound: str) -> None:
     """Set up this process's logs on standard error; `bound` (process, replica) stands in every line."""
     level = getattr(logging, settings.level.upper())
-    renderer = structlog.processors.JSONRenderer() if settings.is_json else structlog.dev.ConsoleRenderer(colors=False)
-    render_errors = [structlog.processors.format_exc_info] if settings.is_json else []
+    text = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)  # without variables
+    json_lines = (structlog.processors.format_exc_info, structlog.processors.JSONRenderer())
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             without_words,
-            *render_errors,
-            renderer,
+            *(json_lines if settings.is_json else (text,)),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),

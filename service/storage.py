@@ -14,8 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import Connection
-
 from replay import ledger
 from replay.records import Feedback, Interaction, Receipt
 from replay.writer import Work, WriteFailed, Writer
@@ -83,7 +81,8 @@ class Storage:
 
     async def feedback(self, items: Sequence[Feedback]) -> list[Receipt | LearndError]:
         """See `KeeperDoor.feedback`."""
-        outcomes = await self.do(lambda conn: [_give(conn, item, self.archive) for item in items])
+        given = await self.do(lambda conn: ledger.give_all(conn, items, self.archive))
+        outcomes = [one if isinstance(one, Receipt) else Conflict(str(one), param="id") for one in given]
         for item, outcome in zip(items, outcomes, strict=True):
             self._metrics.saw_feedback(item, outcome)
         return outcomes
@@ -133,14 +132,6 @@ class Storage:
         sealed = await self.do(lambda conn: ledger.seal(conn, self.archive, older_than, rows))
         self._metrics.saw_sealed(sealed)
         return sealed
-
-
-def _give(conn: Connection, item: Feedback, archive: Path) -> Receipt | LearndError:
-    """One of many in a transaction: a contradiction is refused before it has written anything, so the others stand."""
-    try:
-        return ledger.give(conn, item, archive)
-    except ledger.FeedbackConflict as error:
-        return Conflict(str(error), param="id")
 
 
 def _has_room(probe: Path) -> bool:

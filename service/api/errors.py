@@ -12,6 +12,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import errors
 
@@ -54,7 +55,34 @@ def install(app: FastAPI) -> None:
     """Let the app answer every error, its own and the framework's, in OpenAI's form."""
     app.add_exception_handler(errors.LearndError, _ours)
     app.add_exception_handler(HTTPException, _framework)
-    app.add_exception_handler(Exception, _unforeseen)
+    app.add_middleware(Unforeseen)
+
+
+class Unforeseen:
+    """ASGI middleware: an error that nobody foresaw is logged with its traceback and answered with 500.
+
+    A middleware and no handler, since Starlette runs the handler of `Exception` outside of all middleware: without an id.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; once a response has begun there is nothing to answer any more."""
+        has_begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            log.exception("request_failed", path=scope.get("path"))
+            if has_begun or scope["type"] != "http":
+                raise
+            await respond(error)(scope, receive, send)
 
 
 def respond(error: BaseException) -> JSONResponse:
@@ -73,11 +101,6 @@ async def _framework(_: Request, error: Exception) -> JSONResponse:
     code = HTTPStatus(error.status_code).name.lower()
     answer = Answer(error.status_code, "invalid_request_error", code)
     return JSONResponse(_body(answer, str(error.detail), None), error.status_code, error.headers)
-
-
-async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
-    log.error("request_failed", path=request.url.path, exc_info=error)
-    return respond(error)
 
 
 def _body(answer: Answer, message: str, param: str | None) -> dict[str, Any]:

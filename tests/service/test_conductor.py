@@ -1,6 +1,7 @@
 """The loop from demonstrations to a champion, on a real database with a fake launcher and fake replicas."""
 
 import pytest
+import structlog
 
 from replay import ledger
 from service import jobs, registry
@@ -8,6 +9,15 @@ from service.errors import Conflict, NotFound, StorageFailed
 from service.rollout import trials
 from service.rollout.stages import Stage
 from tests.service.world import LINE, QUICK, World, write_outcome
+
+
+@pytest.fixture(autouse=True)
+def _plain_logs():
+    """Tracebacks as the daemon prints them; structlog's default draws each with all its locals, which takes seconds."""
+    renderers = [structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer(key_order=["event"])]
+    structlog.configure(processors=renderers, logger_factory=structlog.PrintLoggerFactory())
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 
 import pytest
-from fakes import FakeEngine, FakeKeeper, Talk, write_version
+from fakes import BASE, Client, FakeEngine, FakeKeeper, settle, state, write_version
 
 from replay.records import Arm
 from service.errors import NotReady
@@ -13,34 +13,33 @@ from service.exchange import Clock
 from service.gateway import Gateway
 from service.residency import Residency
 from service.rollout.assignment import unit_of
-from service.router import Desired, Resident, Route
 from service.settings import Settings
 
 CHAT = "/v1/chat/completions"
-SETTINGS = {"base": {"source": "base"}, "lines": {"support": {"slices": {"flights": "flight"}}}}
+SETTINGS = {"lines": {"support": {"slices": {"flights": "flight"}}}}
 
 
 class Replica:
     def __init__(self, tmp_path, **settings):
-        versions = tuple(Resident(f"support@v{n}", str(write_version(tmp_path / f"v{n}")), n) for n in (1, 2))
-        routes = {"support": Route("support", "support@v1", "support@v2", weight=0.5, salt="s", trial="trial-1")}
+        versions = [write_version(tmp_path, f"support@v{n}", n, shift=n / 10) for n in (1, 2)]
+        trial = {"champion": "support@v1", "candidate": "support@v2", "weight": 0.5, "salt": "s", "trial": "trial-1"}
         self.engine = FakeEngine()
-        self.keeper = FakeKeeper(Desired(1, versions, routes, tuple(version.name for version in versions)))
-        self.residency = Residency(self.engine, self.keeper, "r1", base_name="base")
+        self.keeper = FakeKeeper(state(*versions, support=trial))
+        self.residency = Residency(self.engine, self.keeper, "r1", base_name=BASE)
         ticks = itertools.count(100)
         clock = Clock(lambda: float(next(ticks)), lambda: float(next(ticks)))
         settings = Settings(data_dir=tmp_path, **(SETTINGS | settings))
         self.gateway = Gateway(self.engine.app, self.residency, self.keeper, settings, clock=clock)
 
-    def talk(self, body, path=CHAT, **kwargs):
-        return Talk(self.gateway, path, body, **kwargs)
+    def client(self, body, path=CHAT, method="POST", **headers):
+        return Client(self.gateway, method, path, body, **headers)
 
     async def ask(self, model="support@v1", text="my flight", **extra):
-        return await self.talk(chat(model, text, **extra)).done()
+        return await self.client(chat(model, text, **extra)).ask()
 
     async def stored(self):
         await self.gateway.close()
-        return self.keeper.stored
+        return self.keeper.recorded
 
 
 def chat(model="support@v1", text="my flight", **extra):
@@ -57,24 +56,24 @@ async def replica(tmp_path):
 async def test_a_reply_is_the_engine_s_and_is_recorded(replica):
     reply = await replica.ask(user="u1", store=True)
     assert reply.status == 200
-    assert (reply.json["model"], reply.json["choices"][0]["message"]["content"]) == ("support@v1", "support@v1: my flight")
+    assert (reply.json()["model"], reply.json()["choices"][0]["message"]["content"]) == ("support@v1", "support@v1 says 0.1")
     assert reply.headers["x-model-version"] == "support@v1"
     assert reply.headers["x-rollout-arm"] == "pinned"
     (said,) = await replica.stored()
-    assert (said.id, said.line, said.version, said.arm) == (reply.json["id"], "support", "support@v1", Arm.PINNED)
+    assert (said.id, said.line, said.version, said.arm) == (reply.json()["id"], "support", "support@v1", Arm.PINNED)
     assert (said.slice, said.unit, said.principal) == ("flights", unit_of("u1"), "anonymous")
     assert said.messages == ({"role": "user", "content": "my flight"},)
-    assert (said.reply, said.finish_reason, said.error) == ("support@v1: my flight", "stop", None)
-    assert (said.prompt_tokens, said.reply_tokens, said.is_trainable, said.trial) == (2, 2, True, None)
-    assert said.at == 100 and said.latency_seconds == 1 and said.ttft_seconds is None
+    assert (said.reply, said.finish_reason, said.error) == ("support@v1 says 0.1", "stop", None)
+    assert (said.prompt_tokens, said.reply_tokens, said.is_trainable, said.trial) == (9, 3, True, None)
+    assert (said.at, said.latency_seconds, said.ttft_seconds) == (101, 1, None)  # the gateway itself looked at 100
 
 
 async def test_each_reply_in_a_trial_is_made_by_the_version_that_it_names(replica):
     for n in range(40):
-        reply = await replica.talk(chat("support"), headers={"x-session-id": f"s{n}"}).done()
+        reply = await replica.client(chat("support"), x_session_id=f"s{n}").ask()
         version = reply.headers["x-model-version"]
-        assert reply.json["model"] == version
-        assert reply.json["choices"][0]["message"]["content"].startswith(f"{version}:")
+        assert reply.json()["model"] == version
+        assert reply.json()["choices"][0]["message"]["content"] == f"{version} says 0.{version[-1]}"
     stored = await replica.stored()
     assert {(said.arm, said.version, said.trial) for said in stored} == {
         (Arm.CANDIDATE, "support@v2", "trial-1"),
@@ -86,81 +85,83 @@ async def test_each_reply_in_a_trial_is_made_by_the_version_that_it_names(replic
 async def test_a_stream_is_tapped_and_its_usage_hidden(replica):
     reply = await replica.ask(stream=True)
     assert reply.headers["content-type"].startswith("text/event-stream")
-    assert b"usage" not in reply.body and reply.body.endswith(b"data: [DONE]\n\n")
+    assert b"usage" not in reply.body
+    assert reply.body.endswith(b"data: [DONE]\n\n")
     (said,) = await replica.stored()
-    assert (said.reply, said.reply_tokens, said.finish_reason) == ("support@v1: my flight", 2, "stop")
-    assert said.ttft_seconds is not None and said.ttft_seconds < said.latency_seconds
+    assert (said.reply, said.reply_tokens, said.finish_reason) == ("support@v1 says 0.1", 3, "stop")
+    assert said.ttft_seconds is not None
+    assert said.ttft_seconds < said.latency_seconds
     assert b"usage" in (await replica.ask(stream=True, stream_options={"include_usage": True})).body
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_end_of_a_reply_waits_for_the_record(replica, stream):
-    replica.keeper.may_store.clear()
-    talk = replica.talk(chat(stream=stream))
-    if stream:
-        await talk.until(b"flight")
-    while not replica.gateway._recorder._writing:
-        await asyncio.sleep(0)
-    assert b"[DONE]" not in talk.body and not talk.task.done()
-    assert stream or talk.body == b""
-    replica.keeper.may_store.set()
-    await talk.done()
-    assert len(replica.keeper.stored) == 1
+    replica.keeper.can_write.clear()
+    client = replica.client(chat(stream=stream))
+    asking = asyncio.create_task(client.ask())
+    await settle(lambda: replica.gateway._recorder._writing)
+    assert b"[DONE]" not in client.reply.body
+    assert not asking.done()
+    assert (b"says" in client.reply.body) == stream
+    replica.keeper.can_write.set()
+    assert (await asking).is_whole
+    assert len(replica.keeper.recorded) == 1
 
 
 async def test_in_the_background_the_record_follows(tmp_path):
     replica = Replica(tmp_path, recording={"mode": "background"})
     await replica.residency.start()
-    replica.keeper.may_store.clear()
+    replica.keeper.can_write.clear()
     assert (await replica.ask()).status == 200
-    assert replica.keeper.stored == []
-    replica.keeper.may_store.set()
+    assert replica.keeper.recorded == []
+    replica.keeper.can_write.set()
     assert len(await replica.stored()) == 1
 
 
 async def test_a_client_that_hangs_up_in_a_stream_is_recorded_with_what_it_got(replica):
-    replica.engine.gate.clear()
-    talk = replica.talk(chat(stream=True))
-    await talk.until(b"support@v1:")
+    client = replica.client(chat(text="wait between", stream=True))
+    asking = asyncio.create_task(client.ask())
+    await client.until_chunks(1)
     assert replica.residency.report().inflight == {"support@v1": 1}
-    talk.hang_up()
-    await talk.done()
+    client.leave()
+    await asking
     (said,) = await replica.stored()
-    assert (said.error, said.reply, said.id[:9]) == ("client_disconnected", "support@v1:", "chatcmpl-")
+    assert (said.error, said.reply, said.id) == ("client_disconnected", "support@v1 ", client.reply.events()[0]["id"])
     assert replica.residency.report().inflight == {}
 
 
 async def test_a_request_that_the_server_cancels_is_recorded_as_left(replica):
-    replica.engine.gate.clear()
-    talk = replica.talk(chat(stream=True))
-    await talk.until(b"support@v1:")
-    talk.task.cancel()
+    client = replica.client(chat(text="wait between", stream=True))
+    asking = asyncio.create_task(client.ask())
+    await client.until_chunks(1)
+    asking.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await talk.done()
+        await asking
     assert [said.error for said in await replica.stored()] == ["client_disconnected"]
 
 
 async def test_what_the_engine_refuses_comes_back_as_it_says(replica):
-    reply = await replica.ask(max_tokens=0)
-    assert (reply.status, reply.json["error"]["message"]) == (400, "max_tokens must be at least 1")
+    reply = await replica.ask(temperature=-1)
+    assert (reply.status, reply.json()["error"]["message"]) == (400, "temperature")
     assert [said.error for said in await replica.stored()] == ["http_400"]
 
 
 async def test_an_engine_that_fails_within_a_stream_is_recorded(replica):
-    reply = await replica.ask(text="please fail now", stream=True)
-    assert b"generation failed" in reply.body and b"[DONE]" in reply.body
+    reply = await replica.ask(text="say error", stream=True)
+    assert b"out of memory" in reply.body
+    assert b"[DONE]" in reply.body
     assert [said.error for said in await replica.stored()] == ["engine_error"]
 
 
 async def test_half_a_reply_of_an_engine_that_breaks_off_is_no_whole_one(replica):
-    with pytest.raises(RuntimeError, match="broke off"):
-        await replica.ask(text="please crash now", stream=True)
+    with pytest.raises(RuntimeError, match="broken off"):
+        await replica.ask(text="break", stream=True)
     assert [said.error for said in await replica.stored()] == ["engine_error"]
     assert replica.residency.report().inflight == {}
 
 
 async def test_an_engine_that_raises_is_answered_for(replica):
-    reply = await replica.ask(explode=True)
+    reply = await replica.ask(text="explode")
     assert reply.status == 500
     assert [said.error for said in await replica.stored()] == ["http_500"]
 
@@ -177,29 +178,31 @@ async def test_an_engine_that_raises_is_answered_for(replica):
     ],
 )
 async def test_bad_requests_are_told_in_openai_s_form_and_reach_no_engine(replica, body, status, param):
-    reply = await replica.talk(body).done()
-    assert (reply.status, reply.json["error"]["param"]) == (status, param)
+    reply = await replica.client(body).ask()
+    assert (reply.status, reply.json()["error"]["param"]) == (status, param)
     assert "x-request-id" in reply.headers
-    assert replica.engine.seen == [] and await replica.stored() == []
+    assert replica.engine.bodies == []
+    assert await replica.stored() == []
     assert replica.residency.report().inflight == {}
 
 
 async def test_an_unknown_model_is_answered_with_the_names_that_exist(replica):
     reply = await replica.ask("nobody")
-    listed = await replica.talk(b"", "/v1/models", method="GET").done()
-    names = [model["id"] for model in listed.json["data"]]
-    assert names[0] == "base" and {"support", "support@champion", "support@candidate", "support@v2"} < set(names)
-    assert ", ".join(names) in reply.json["error"]["message"]
-    one = await replica.talk(b"", "/v1/models/support", method="GET").done()
-    assert (one.json["root"], one.json["parent"]) == ("support@v1", "base")
-    assert (await replica.talk(b"", "/v1/models/nobody", method="GET").done()).status == 404
+    listed = await replica.client(None, "/v1/models", "GET").ask()
+    names = [model["id"] for model in listed.json()["data"]]
+    assert names[0] == BASE
+    assert {"support", "support@champion", "support@candidate", "support@v2"} < set(names)
+    assert ", ".join(names) in reply.json()["error"]["message"]
+    one = await replica.client(None, "/v1/models/support", "GET").ask()
+    assert (one.json()["root"], one.json()["parent"]) == ("support@v1", BASE)
+    assert (await replica.client(None, "/v1/models/nobody", "GET").ask()).status == 404
 
 
 async def test_a_large_body_is_refused_before_it_is_read_whole(tmp_path):
     replica = Replica(tmp_path, http={"max_body_bytes": 1024})
     await replica.residency.start()
     assert (await replica.ask(text="x" * 2000)).status == 413
-    liar = await replica.talk(chat(text="x" * 2000), headers={"content-length": "5"}).done()
+    liar = await replica.client(chat(text="x" * 2000), content_length="5").ask()
     assert liar.status == 413
 
 
@@ -209,40 +212,39 @@ async def test_keys_are_asked_for(tmp_path):
     replica = Replica(tmp_path, keys=keys)
     await replica.residency.start()
     assert (await replica.ask()).status == 401
-    assert (await replica.talk(chat(), headers={"authorization": "Bearer k2"}).done()).status == 403
-    assert (await replica.talk(chat(), headers={"authorization": "Bearer k1"}).done()).status == 200
+    assert (await replica.client(chat(), authorization="Bearer k2").ask()).status == 403
+    assert (await replica.client(chat(), authorization="Bearer k1").ask()).status == 200
     assert [said.principal for said in await replica.stored()] == ["app"]
 
 
 @pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter/", "/pause", "/v1"])
 async def test_nothing_of_the_engine_s_is_reachable_that_changes_it(replica, path):
-    reply = await replica.talk({"model": "base", "lora_name": "x", "lora_path": "/"}, path).done()
+    reply = await replica.client({"model": BASE, "lora_name": "x", "lora_path": "/"}, path).ask()
     assert reply.status == 404
-    assert replica.engine.seen == []
+    assert replica.engine.bodies == []
 
 
 async def test_a_client_cannot_choose_a_reply_s_id(replica):
-    replies = [await replica.talk(chat(request_id="mine"), headers={"x-request-id": "mine"}).done() for _ in range(2)]
+    replies = [await replica.client(chat(request_id="mine"), x_request_id="mine").ask() for _ in range(2)]
     assert [reply.headers["x-request-id"] for reply in replies] == ["mine", "mine"]
-    assert len({reply.json["id"] for reply in replies}) == 2
+    assert len({reply.json()["id"] for reply in replies}) == 2
     assert len({said.id for said in await replica.stored()}) == 2
 
 
 async def test_our_extras_do_not_reach_the_engine(replica):
-    talk = replica.talk(chat(metadata={"slice": "vip"}, store=False, seed=3), root_path="/v1")
-    assert (await talk.done()).status == 200
-    headers, body = replica.engine.seen[0]
-    assert body == chat(seed=3)
+    reply = await replica.client(chat(metadata={"slice": "vip"}, store=False, seed=3), x_request_id="mine").ask()
+    assert reply.status == 200
+    assert replica.engine.bodies == [chat(seed=3)]
+    assert "x-request-id" not in replica.engine.headers[0]
     (said,) = await replica.stored()
     assert (said.slice, said.is_trainable) == ("vip", False)
 
 
 async def test_text_completions_are_recorded_as_messages(replica):
-    body = {"model": "base", "prompt": "once upon"}
-    reply = await replica.talk(body, "/v1/completions").done()
-    assert reply.json["model"] == "base"
+    reply = await replica.client({"model": BASE, "prompt": "once upon"}, "/v1/completions").ask()
+    assert reply.json()["model"] == BASE
     (said,) = await replica.stored()
-    assert (said.line, said.version, said.arm, said.reply) == ("", "base", Arm.BASE, "base: once upon")
+    assert (said.line, said.version, said.arm, said.reply) == ("", BASE, Arm.BASE, f"{BASE} says 0")
     assert said.messages == ({"role": "user", "content": "once upon"},)
 
 
@@ -250,9 +252,9 @@ async def test_a_keeper_that_starts_again_costs_no_reply(tmp_path):
     replica = Replica(tmp_path)
     await replica.residency.start()
     replica.gateway._recorder._pause = lambda _: asyncio.sleep(0)
-    replica.keeper.failures = [NotReady("the keeper is starting"), NotReady("the keeper is starting")]
+    replica.keeper.troubles = [NotReady("the keeper is starting"), NotReady("the keeper is starting")]
     assert (await replica.ask()).status == 200
-    assert len(replica.keeper.stored) == 1
+    assert len(replica.keeper.recorded) == 1
 
 
 async def test_a_websocket_is_closed(replica):

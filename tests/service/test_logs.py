@@ -36,6 +36,20 @@ def test_a_traceback_stays_on_its_line(capsys):
     assert "ValueError: invalid literal" in json.loads(line)["exception"]
 
 
+@pytest.mark.parametrize("is_json", [True, False])
+def test_a_traceback_shows_no_variables(capsys, is_json):
+    """They could be what somebody said."""
+    logs.configure(Logging(is_json=is_json))
+    said = "the secret of my life"
+    try:
+        int(said[:0])
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    err = capsys.readouterr().err
+    assert "ValueError" in err
+    assert said not in err
+
+
 def test_quieter_levels_are_not_written(capsys):
     logs.configure(Logging(level="warning"))
     structlog.get_logger().info("hello")

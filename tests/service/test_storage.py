@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from replay import ledger
 from replay.records import Arm, Feedback, FeedbackStatus, Interaction
 from service.errors import Conflict, NotFound, StorageFailed
 from service.metrics import Metrics
@@ -57,7 +58,7 @@ async def test_old_interactions_are_sealed_and_feedback_still_finds_them(storage
 async def test_at_the_end_everything_is_sealed(storage):
     await storage.record([replace(ASKED, id=f"i{n}") for n in range(5)])
     await storage.seal_all()
-    sizes = await storage.do(lambda conn: __import__("replay.ledger", fromlist=["sizes"]).sizes(conn))
+    sizes = await storage.do(ledger.sizes)
     assert (sizes.interactions, sizes.open_interactions) == (5, 0)
 
 
@@ -66,7 +67,8 @@ async def test_unknown_feedback_is_not_found(storage):
         await storage.feedback_by_id("nope")
 
 
-async def test_a_ledger_that_is_in_use_is_refused(storage, settings, clock, monkeypatch):
+@pytest.mark.usefixtures("storage")
+async def test_a_ledger_that_is_in_use_is_refused(settings, clock):
     with pytest.raises(StorageFailed, match="is another daemon using it"):
         await Storage(settings, Metrics("1", "base"), clock).open()
 

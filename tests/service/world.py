@@ -85,6 +85,7 @@ class FakeLauncher:
 class World:
     def __init__(self, folder, settings=None, replicas=2):
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
         self.settings = Settings(**{**QUICK, **(settings or {}), "data_dir": folder})
         self.now = 1000.0
         self.random = random.Random(0)

@@ -1,0 +1,166 @@
+"""Lines, versions, jobs, trials, health and metrics over HTTP, on a true keeper."""
+
+import asyncio
+import hashlib
+import shutil
+import subprocess
+
+import httpx
+import pytest
+from test_keeper import Replica, demonstrate, until
+from world import LINE
+
+from service.api import build
+from service.settings import Key
+
+
+def client_of(keeper, settings):
+    transport = httpx.ASGITransport(build(keeper, settings), raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://learnd")
+
+
+@pytest.fixture
+async def client(keeper, settings):
+    async with client_of(keeper, settings) as client:
+        yield client
+
+
+async def read(client, path, status=200):
+    response = await client.get(path)
+    assert response.status_code == status, response.text
+    return response.json()
+
+
+async def test_it_is_alive_before_it_is_ready(client, keeper):
+    assert await read(client, "/health") == {"status": "alive"}
+    assert (await read(client, "/ready", 503))["reasons"] == ["no engine replica serves yet"]
+    replica = Replica(keeper)
+    await replica.turn()
+    await replica.turn()
+    assert await read(client, "/ready") == {"ready": True, "reasons": []}
+
+
+async def test_the_status_has_what_the_screens_show(client, keeper):
+    replica = Replica(keeper)
+    await demonstrate(keeper, 60)
+    await until(keeper, [replica], lambda line: line["trial"] and line["trial"]["state"] == "canary")
+    said = await read(client, "/api/status")
+    assert said.keys() >= {"ready", "base", "lines", "replicas", "feedback", "ledger", "desired"}
+    assert said["feedback"]["stored"] == 60
+    assert said["replicas"][0].keys() >= {"id", "number", "resident", "inflight", "last_seen"}
+    line = said["lines"][LINE]
+    assert line.keys() >= {"champion", "candidate", "previous", "versions", "examples", "job", "trial", "last_verdict"}
+    assert line["trial"].keys() >= {
+        "id",
+        "state",
+        "step",
+        "weight",
+        "units",
+        "log_evidence",
+        "thresholds",
+        "difference",
+        "reason",
+    }
+
+
+async def test_a_version_goes_live_and_back_by_hand(client, keeper):
+    replica = Replica(keeper)
+    await demonstrate(keeper, 60)
+    job = (await client.post(f"/api/lines/{LINE}/train")).json()
+    assert (await client.post(f"/api/lines/{LINE}/train")).status_code == 409
+    assert (await read(client, f"/api/jobs/{job['id']}"))["line"] == LINE
+    await until(keeper, [replica], lambda line: line["trial"] and line["trial"]["state"] == "canary")
+    promoted = await client.post(f"/api/lines/{LINE}/promote", json={"version": "v1"})
+    assert (promoted.status_code, promoted.json()["candidate"]) == (202, "desk@v1")
+    await until(keeper, [replica], lambda line: line["champion"])
+    (version,) = (await read(client, f"/api/lines/{LINE}/versions"))["data"]
+    assert version.keys() >= {"name", "number", "state", "parent", "created_at", "slices", "gate", "aliases"}
+    (trial,) = (await read(client, f"/api/trials?line={LINE}"))["data"]
+    assert "history" in await read(client, f"/api/trials/{trial['id']}")
+    assert (await client.post(f"/api/lines/{LINE}/rollback")).status_code == 202
+    await until(keeper, [replica], lambda line: line["champion"] is None)
+    moves = [
+        (one["from"], one["to"])
+        for one in (await read(client, f"/api/lines/{LINE}/history"))["data"]
+        if one["alias"] == "champion"
+    ]
+    assert moves == [("desk@v1", None), (None, "desk@v1")]
+    assert [one["name"] for one in (await read(client, "/api/lines"))["data"]] == [LINE]
+    assert len((await read(client, "/api/jobs"))["data"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status", "says"),
+    [
+        ("GET", "/api/lines/desc/versions", b"", 404, "no line 'desc'"),
+        ("POST", "/api/lines/desc/train", b"", 404, "no line 'desc'"),
+        ("GET", "/api/jobs?line=desc", b"", 404, "no line 'desc'"),
+        ("GET", "/api/jobs/nope", b"", 404, "no job 'nope'"),
+        ("GET", "/api/trials/nope", b"", 404, "no trial 'nope'"),
+        ("POST", "/api/lines/desk/train", b"", 409, "nothing new to learn"),
+        ("POST", "/api/lines/desk/promote", b"", 409, "no candidate"),
+        ("POST", "/api/lines/desk/promote", b'{"version": "v9"}', 404, "desk@v9"),
+        ("POST", "/api/lines/desk/promote", b'{"versoin": "v9"}', 400, "did you mean 'version'"),
+        ("POST", "/api/lines/desk/rollback", b'{"version": "other@v1"}', 400, "not a version of 'desk'"),
+        ("GET", "/api/nothing", b"", 404, "Not Found"),
+        ("DELETE", "/api/status", b"", 405, "Method Not Allowed"),
+    ],
+)
+async def test_what_is_wrong_is_said_in_openais_form(client, method, path, content, status, says):
+    response = await client.request(method, path, content=content)
+    assert response.status_code == status
+    assert says in response.json()["error"]["message"]
+    assert response.json()["error"].keys() == {"message", "type", "param", "code"}
+
+
+async def test_administration_needs_the_scope_and_metrics_any_key(keeper, settings):
+    keys = {
+        "ops": Key(sha256=hashlib.sha256(b"boss").hexdigest(), scopes=("admin",)),
+        "app": Key(sha256=hashlib.sha256(b"s3cret").hexdigest(), scopes=("infer", "feedback")),
+    }
+    admin = ["/api/status", "/api/lines", f"/api/lines/{LINE}/versions", "/api/jobs", "/api/trials"]
+    async with client_of(keeper, settings.model_copy(update={"keys": keys})) as client:
+        for path in (*admin, "/metrics"):
+            await read(client, path, 401)
+        assert (await client.post(f"/api/lines/{LINE}/train")).status_code == 401
+        await read(client, "/health")
+        client.headers["authorization"] = "Bearer s3cret"
+        for path in admin:
+            await read(client, path, 403)
+        assert (await client.get("/metrics")).status_code == 200
+        client.headers["authorization"] = "Bearer boss"
+        for path in admin:
+            await read(client, path)
+
+
+async def test_an_unforeseen_error_is_500_and_keeps_its_secret(settings):
+    class Broken:
+        async def lines(self):
+            raise RuntimeError("hunter2")
+
+    async with client_of(Broken(), settings) as client:
+        response = await client.get("/api/lines", headers={"x-request-id": "r1"})
+    assert response.status_code == 500
+    assert "hunter2" not in response.text
+    assert response.headers["x-request-id"] == "r1"
+
+
+async def test_a_number_that_json_lacks_becomes_null(settings):
+    class Unbounded:
+        async def lines(self):
+            return [{"bounds": (float("-inf"), 1.0), "mean": float("nan"), "n": 3}]
+
+    async with client_of(Unbounded(), settings) as client:
+        assert (await client.get("/api/lines")).json()["data"] == [{"bounds": [None, 1.0], "mean": None, "n": 3}]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with Debian's prometheus package; CI installs it")
+async def test_promtool_likes_the_metrics_of_a_daemon_at_work(client, keeper):
+    await demonstrate(keeper, 60)
+    await until(keeper, [Replica(keeper)], lambda line: line["trial"] and line["trial"]["state"] == "canary")
+    response = await client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    checked = await asyncio.to_thread(
+        subprocess.run, ["promtool", "check", "metrics"], input=response.content, capture_output=True, check=False
+    )
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")

@@ -1,0 +1,8 @@
+"""vLLM is imported once, with torch's own deprecations unheard: in the tests, warnings are errors."""
+
+import warnings
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import vllm.lora.layers
+    import vllm.lora.punica_wrapper.punica_cpu  # noqa: F401 - both for the tests beside this file

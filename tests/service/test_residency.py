@@ -1,0 +1,241 @@
+"""A replica's loop over a true small engine: what is held, proven, served and let go."""
+
+import asyncio
+import contextlib
+from collections import Counter
+
+import pytest
+from fakes import BASE, PROBES, FakeEngine, FakeKeeper, write_version
+
+from service.errors import NotFound, NotReady
+from service.residency import Residency
+from service.router import Route, resolve
+
+
+class Replica:
+    """A residency, its engine and its keeper; `run` is its loop."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.engine, self.keeper = FakeEngine(), FakeKeeper()
+        self.pauses = []
+        self.residency = Residency(self.engine, self.keeper, "r1", base_name=BASE, pause=self._pause)
+
+    async def _pause(self, seconds):
+        self.pauses.append(seconds)
+
+    def version(self, n, **shifts):
+        return write_version(self.folder, f"desk@v{n}", n, **shifts)
+
+    def broken(self, n):
+        """A version with a fingerprint, and weights that no engine can read."""
+        version = self.version(n)
+        (self.folder / version.name / "adapter.json").unlink()
+        return version
+
+    async def want(self, *versions, **route):
+        """The next desired state: these versions and one route."""
+        routes = {"desk": Route("desk", **route)}
+        await self.keeper.set(resident=versions, routes=routes, versions=tuple(v.name for v in versions))
+
+    def answers(self, model="desk"):
+        return resolve(self.residency.desired, BASE, model, "k").version
+
+    def verdicts(self):
+        return {name: verdict.reason or "ok" for name, verdict in self.residency.report().resident.items()}
+
+    @contextlib.asynccontextmanager
+    async def run(self):
+        await self.residency.start()
+        loop = asyncio.create_task(self.residency.run())
+        await self.keeper.until(lambda report: report.number == self.residency.desired.number)
+        yield loop
+        loop.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await loop
+
+
+@pytest.fixture
+def replica(tmp_path):
+    return Replica(tmp_path)
+
+
+async def test_it_starts_with_everything_held_and_proven(replica):
+    one, two = replica.version(1), replica.version(2)
+    await replica.want(one, two, champion=two.name, previous=one.name)
+    assert replica.residency.report().number == -1
+    await replica.residency.start()
+    assert replica.residency.desired.routes == replica.keeper.now.routes
+    assert replica.residency.report().number == 1
+    assert replica.verdicts() == {one.name: "ok", two.name: "ok"}
+    assert replica.engine.calls[0] == ("load", two.name)  # who answers comes first
+    assert (replica.answers(), replica.answers("desk@previous")) == (two.name, one.name)
+
+
+@pytest.mark.parametrize(
+    ("shifts", "reason"),
+    [
+        ({"shift": 0.0, "told": 0.5}, "noop_adapter"),
+        ({"shift": -0.5, "told": 0.5}, "fingerprint_mismatch"),
+        ({"shift": 0.0}, "noop_adapter"),
+    ],
+)
+async def test_what_is_not_what_was_trained_is_reported_and_not_held(replica, shifts, reason):
+    one, two = replica.version(1), replica.version(2, **shifts)
+    await replica.want(one, two, champion=one.name, candidate=two.name)
+    await replica.residency.start()
+    assert replica.verdicts() == {one.name: "ok", two.name: reason}
+    assert set(replica.engine.shifts) == {one.name}
+    assert replica.residency.report().number == 1  # its routes need no candidate without weight
+    with pytest.raises(NotFound, match="not held"):
+        replica.answers(two.name)
+
+
+@pytest.mark.parametrize("written", ["{", "{}", '{"probes": [{"token_ids": [1]}]}', "[]"])
+async def test_a_fingerprint_that_cannot_be_read_proves_nothing(replica, written):
+    one = replica.version(1)
+    (replica.folder / one.name / "fingerprint.json").write_text(written)
+    await replica.want(one, champion=one.name)
+    await replica.residency.start()
+    assert replica.verdicts() == {one.name: "fingerprint_invalid"}
+    assert replica.engine.calls == []
+
+
+async def test_the_base_is_measured_once(replica):
+    versions = [replica.version(n) for n in (1, 2, 3)]
+    await replica.want(*versions, champion="desk@v1")
+    await replica.residency.start()
+    scored = Counter(name for name, _ in replica.engine.scored)
+    assert scored == {name: len(PROBES) for name in (None, "desk@v1", "desk@v2", "desk@v3")}
+
+
+async def test_a_champion_that_cannot_load_is_stood_in_for_by_the_previous(replica):
+    one, two = replica.version(1), replica.broken(2)
+    await replica.want(one, two, champion=two.name, previous=one.name)
+    await replica.residency.start()
+    assert replica.verdicts() == {one.name: "ok", two.name: "load_failed"}
+    assert replica.residency.report().number == -1
+    assert replica.answers() == one.name
+
+
+async def test_then_by_the_base_and_it_is_tried_again_until_it_loads(replica):
+    one = replica.broken(1)
+    await replica.want(one, champion=one.name)
+    async with replica.run():
+        assert (replica.answers(), replica.verdicts()) == (BASE, {one.name: "load_failed"})
+        (replica.folder / one.name / "adapter.json").write_text('{"shift": 0.5}')
+        await replica.keeper.set()
+        await replica.keeper.until(lambda report: report.number == 2)
+        assert (replica.answers(), replica.verdicts()) == (one.name, {one.name: "ok"})
+
+
+async def test_stand_ins_are_no_evidence(replica):
+    one, two = replica.version(1), replica.broken(2)
+    await replica.want(one, two, champion=one.name, candidate=two.name, weight=0.5, salt="t", trial="t")
+    await replica.residency.start()
+    choices = [resolve(replica.residency.desired, BASE, "desk", str(n)) for n in range(50)]
+    assert {(choice.version, choice.trial) for choice in choices} == {(one.name, None)}
+    assert replica.residency.report().number == -1
+
+
+async def test_routes_change_only_after_the_proof(replica):
+    one, two = replica.version(1), replica.version(2)
+    await replica.want(one, champion=one.name)
+    loading, go = asyncio.Event(), asyncio.Event()
+    load = replica.engine.load
+
+    async def slowly(name, path, int_id):
+        loading.set()
+        await go.wait()
+        await load(name, path, int_id)
+
+    async with replica.run():
+        replica.engine.load = slowly
+        await replica.want(one, two, champion=two.name, previous=one.name)
+        await loading.wait()
+        assert (replica.answers(), replica.residency.report().number) == (one.name, 1)
+        go.set()
+        await replica.keeper.until(lambda report: report.number == 2)
+        assert replica.answers() == two.name
+        assert replica.verdicts() == {one.name: "ok", two.name: "ok"}
+
+
+async def test_a_way_back_waits_for_no_load(replica):
+    one, two, three = (replica.version(n) for n in (1, 2, 3))
+    await replica.want(one, two, champion=two.name, previous=one.name)
+    loading = asyncio.Event()
+
+    async def never(*_):
+        loading.set()
+        await asyncio.Event().wait()
+
+    async with replica.run():
+        replica.engine.load = never
+        await replica.want(one, three, champion=one.name)
+        await loading.wait()
+        assert replica.answers() == one.name
+
+
+async def test_what_is_in_use_is_unloaded_when_it_is_not(replica):
+    one, two = replica.version(1), replica.version(2)
+    await replica.want(one, two, champion=one.name)
+    async with replica.run():
+        with replica.residency.hold(one.name), replica.residency.hold(one.name):
+            with replica.residency.hold(one.name):
+                await replica.want(two, champion=two.name)
+                await replica.keeper.until(lambda report: report.number == 2)
+            assert replica.answers() == two.name
+            with pytest.raises(NotFound):
+                replica.answers(one.name)
+            assert one.name in replica.engine.shifts
+            assert replica.residency.report().inflight == {one.name: 2}
+        await replica.keeper.until(lambda report: report.number == 2 and set(report.resident) == {two.name})
+        assert replica.engine.calls[-1] == ("unload", one.name)
+        assert replica.residency.report().inflight == {}
+
+
+async def test_a_version_that_is_wanted_again_while_it_drains_stays(replica):
+    one, two = replica.version(1), replica.version(2)
+    await replica.want(one, two, champion=one.name)
+    async with replica.run():
+        with replica.residency.hold(one.name):
+            await replica.want(two, champion=two.name)
+            await replica.keeper.until(lambda report: report.number == 2)
+            await replica.want(one, two, champion=one.name)
+            await replica.keeper.until(lambda report: report.number == 3)
+        assert replica.answers() == one.name
+    assert [name for verb, name in replica.engine.calls if verb == "unload"] == []
+
+
+async def test_a_keeper_that_is_down_is_asked_again_and_what_is_held_answers_on(replica):
+    one = replica.version(1)
+    await replica.want(one, champion=one.name)
+    replica.keeper.troubles = [NotReady("starting")] * 2
+    await replica.residency.start()
+    assert replica.pauses == [0.2, 0.4]
+    replica.keeper.troubles = [NotReady("down"), OSError("cut off"), *[NotReady("down")] * 6]
+    loop = asyncio.create_task(replica.residency.run())
+    await replica.keeper.until(lambda report: report.number == 1)
+    assert replica.answers() == one.name
+    assert replica.pauses[2:] == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10]
+    await replica.keeper.set()
+    await replica.keeper.until(lambda report: report.number == 2)
+    loop.cancel()
+
+
+async def test_a_failed_candidate_does_not_stop_the_next(replica):
+    one, two, three = replica.version(1), replica.broken(2), replica.version(3)
+    await replica.want(one, two, champion=one.name, candidate=two.name)
+    async with replica.run():
+        assert replica.verdicts()[two.name] == "load_failed"
+        await replica.want(one, three, champion=one.name, candidate=three.name)
+        await replica.keeper.until(lambda report: report.number == 2 and three.name in report.resident)
+        assert replica.verdicts() == {one.name: "ok", three.name: "ok"}
+        assert replica.answers("desk@candidate") == three.name
+
+
+async def test_a_dead_engine_ends_the_loop(replica):
+    await replica.want(replica.broken(1), champion="desk@v1")
+    replica.engine.is_dead = True
+    with pytest.raises(NotReady, match="dead"):
+        await replica.residency.start()
