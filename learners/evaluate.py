@@ -38,7 +38,8 @@ def score(model: Any, examples: Sequence[Encoded], pad_id: int, batch_size: int 
     exact, loglik = [0.0] * len(examples), [0.0] * len(examples)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        losses, mask, is_best = token_losses(model, collate([examples[i] for i in rows], pad_id))
+        batch = {name: tensor.to(model.device) for name, tensor in collate([examples[i] for i in rows], pad_id).items()}
+        losses, mask, is_best = token_losses(model, batch)
         sums, counts = (losses * mask).sum(-1), mask.sum(-1)
         for row, total, count, right in zip(
             rows, sums.tolist(), counts.tolist(), (is_best | ~mask).all(-1).tolist(), strict=True
@@ -53,7 +54,7 @@ def logprobs(model: Any, token_ids: Sequence[int]) -> list[float]:
     """Log-probability of each token after the first, in nats: what a version's fingerprint holds."""
     was_training = model.training
     model.eval()
-    ids = torch.tensor([list(token_ids)])
+    ids = torch.tensor([list(token_ids)], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     found = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
     model.train(was_training)

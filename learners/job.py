@@ -3,6 +3,7 @@
 spec.json examples.jsonl older.jsonl  what to do (written by whoever asks)
 before.json                           scores of base and champion, kept while training
 checkpoints/                          where training goes on after a death
+trained/                              the adapter and the trainer's metrics, when training is done
 artifact/ evaluation.json             what is left at the end
 """
 
@@ -12,12 +13,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from learners import adapter, artifact
+from learners import adapter, artifact, precision
 from learners.base import BaseModel, from_json
-from learners.encode import Encoded, encode
+from learners.encode import Encoded, Unencodable, encode
 from learners.evaluate import logprobs, score
 from learners.trainer import fit
 
@@ -40,38 +42,57 @@ def run(folder: Path, *, is_main: bool = True) -> None:
     base, settings = from_json(spec["base"]), spec["learning"]
     report = _reporter(folder) if is_main else lambda _: None
     report({"phase": "loading"})
-    model, tokenizer = adapter.load_base(base.path, spec.get("dtype", "bfloat16"))
+    kind = spec.get("dtype") or precision.fastest()
+    model, tokenizer = adapter.load_base(base.path, kind)
+    data = _Data(folder, tokenizer, settings["max_length"])
+    trained = folder / "trained"
+    is_trained = trained.exists()
     parent = Path(spec["parent"]) if spec["parent"] else None
     shape = {name: settings[name] for name in ("rank", "alpha", "dropout", "seed")}
-    model = adapter.attach(model, parent, **shape)
-    data = _Data(folder, tokenizer, settings["max_length"])
-    if is_main:
-        report({"phase": "measuring the champion"})
-        _once(folder / "before.json", lambda: _before(model, data, tokenizer.pad_token_id))
-    metrics = fit(
-        model, tokenizer, data.of("train"), data.of("validation"), settings, folder / "checkpoints",
-        lambda told: report({"phase": "training", **told}),
-    )  # fmt: skip
+    model = adapter.attach(model, trained if is_trained else parent, **shape)
+    if not is_trained:
+        if is_main:
+            report({"phase": "measuring the champion"})
+            _once(folder / "before.json", lambda: _before(model, data, tokenizer.pad_token_id))
+        metrics = fit(
+            model, tokenizer, data.of("train"), data.of("validation"), settings, kind, folder / "checkpoints",
+            lambda told: report({"phase": "training", **told}),
+        )  # fmt: skip
+        if is_main:
+            _keep(model, base, {**metrics, "precision": kind}, trained)
     if is_main:
         report({"phase": "measuring the candidate"})
-        _finish(folder, spec, base, model, tokenizer, data, metrics)
+        _finish(folder, spec, base, model, tokenizer, data)
         report({"phase": "done"})
 
 
 class _Data:
-    """The job's examples in tokens, by what they are for."""
+    """The job's examples in tokens, by what they are for; those that cannot be encoded are left out, with the reason."""
 
     def __init__(self, folder: Path, tokenizer: Any, max_length: int) -> None:
-        self._encode: Callable[[Json], Encoded] = lambda row: encode(
-            tokenizer, row["messages"], row["reply"], max_length, row["weight"]
-        )
-        self.rows = _read(folder / "examples.jsonl")
-        self.older = _read(folder / "older.jsonl")
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self.skipped: dict[str, str] = {}
+        self.rows, self.older = (self._encodable(_read(folder / name)) for name in ("examples.jsonl", "older.jsonl"))
+
+    def _encodable(self, rows: list[Json]) -> list[Json]:
+        """The rows with their tokens under `encoded`. What is remembered was drawn by its weight, so it counts once."""
+        kept = []
+        for row in rows:
+            weight = 1.0 if row["source"] == "remembered" else row["weight"]
+            try:
+                encoded = encode(self._tokenizer, row["messages"], row["reply"], self._max_length, weight)
+            except Unencodable as error:
+                self.skipped[row["id"]] = str(error)
+            else:
+                kept.append({**row, "encoded": encoded})
+        return kept
 
     def of(self, split: str) -> list[Encoded]:
         """The examples of one split, in the plan's order."""
-        return [self._encode(row) for row in self.rows if row["split"] == split]
+        return [row["encoded"] for row in self.rows if row["split"] == split]
 
+    @cached_property
     def held_out(self) -> list[tuple[str, bool, list[str], list[Encoded]]]:
         """Slice, whether it is new, ids and examples of everything that is held out."""
         groups: dict[tuple[str, bool], list[Json]] = {}
@@ -81,22 +102,31 @@ class _Data:
                     groups.setdefault((row["slice"], is_new), []).append(row)
         for name, is_new in [key for key in groups if not key[1] and (key[0], True) in groups]:
             groups[f"{name} (older)", False] = groups.pop((name, is_new))
-        return [(n, new, [r["id"] for r in rows], [self._encode(r) for r in rows]) for (n, new), rows in sorted(groups.items())]
+        return [(n, new, [r["id"] for r in rows], [r["encoded"] for r in rows]) for (n, new), rows in sorted(groups.items())]
 
 
 def _before(model: Any, data: _Data, pad_id: int) -> Json:
     """Scores of the base and of the champion, from which training starts, on everything held out."""
     found = {}
-    for name, _, _, examples in data.held_out():
+    for name, _, _, examples in data.held_out:
         with adapter.without(model):
             base = score(model, examples, pad_id).as_json()
         found[name] = {"base": base, "champion": score(model, examples, pad_id).as_json()}
     return found
 
 
-def _finish(
-    folder: Path, spec: Json, base: BaseModel, model: Any, tokenizer: Any, data: _Data, metrics: Mapping[str, float]
-) -> None:
+def _keep(model: Any, base: BaseModel, metrics: Json, trained: Path) -> None:
+    """Write the trained adapter, whole or not at all; a job that dies after this does not train again."""
+    aside = trained.with_name(".trained")
+    shutil.rmtree(aside, ignore_errors=True)
+    adapter.write(model, aside, base.name)
+    _write(aside / "metrics.json", metrics)
+    artifact.flush(*aside.iterdir(), aside)
+    aside.rename(trained)
+
+
+def _finish(folder: Path, spec: Json, base: BaseModel, model: Any, tokenizer: Any, data: _Data) -> None:
+    """Measure the candidate, make the version's folder, and say so last."""
     before = json.loads((folder / "before.json").read_text())
     slices = {
         name: {
@@ -105,19 +135,31 @@ def _finish(
             **before[name],
             "candidate": score(model, examples, tokenizer.pad_token_id).as_json(),
         }
-        for name, is_new, ids, examples in data.held_out()
+        for name, is_new, ids, examples in data.held_out
     }
     aside = folder / ".artifact"
     shutil.rmtree(aside, ignore_errors=True)
-    adapter.write(model, aside, base.name)
-    learned = [{"id": row["id"], "weight": row["weight"], "source": row["source"], "split": row["split"]} for row in data.rows]
-    manifest = {name: spec[name] for name in ("line", "learning", "parent")} | {"job": spec["id"], "base": base.digests}
-    fingerprint = _fingerprint(model, tokenizer, data.of("train")[:4])
-    artifact.seal(aside, {**manifest, "examples": learned, "metrics": dict(metrics)}, fingerprint)
+    aside.mkdir()
+    for name in (adapter.WEIGHTS, adapter.CONFIG):
+        shutil.copyfile(folder / "trained" / name, aside / name)
+    artifact.seal(aside, _manifest(folder, spec, base, data), _fingerprint(model, tokenizer, data.of("train")[:4]))
     shutil.rmtree(folder / "artifact", ignore_errors=True)
     aside.rename(folder / "artifact")
     _write(folder / "evaluation.json", {"slices": slices})
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for name in ("checkpoints", "trained"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _manifest(folder: Path, spec: Json, base: BaseModel, data: _Data) -> Json:
+    learned = [{name: row[name] for name in ("id", "weight", "source", "split")} for row in data.rows]
+    return {
+        **{name: spec[name] for name in ("line", "learning", "parent")},
+        "job": spec["id"],
+        "base": base.digests,
+        "examples": learned,
+        "skipped": data.skipped,
+        "metrics": json.loads((folder / "trained" / "metrics.json").read_text()),
+    }
 
 
 def _fingerprint(model: Any, tokenizer: Any, learned: Sequence[Encoded]) -> Json:

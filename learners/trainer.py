@@ -7,6 +7,8 @@ early stopping, devices) is transformers' and TRL's.
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,10 +18,17 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from learners.encode import Encoded, collate, token_losses
+from learners.order import Order
+from learners.precision import Precision
+
+WHOLE = "COMPLETE"
+"""The marker of a checkpoint that was written to its end."""
+
+CHECKS_PER_EPOCH = 2
+"""Validations and checkpoints in an epoch: a job that dies loses no more than half of one."""
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -30,51 +39,64 @@ def fit(
     training: Sequence[Encoded],
     validation: Sequence[Encoded],
     settings: Mapping[str, Any],
+    precision: Precision,
     folder: Path,
     report: Report,
 ) -> dict[str, float]:
-    """Train the adapter on `model` in place, going on from the folder's last checkpoint; returns the trainer's metrics.
+    """Train the adapter on `model` in place, going on from the folder's last whole checkpoint; returns the trainer's metrics.
 
     `settings` are the line's learning settings by name; `report` is told of steps, loss, tokens a second and time left.
     """
+    if not training:
+        raise ValueError("there is nothing to train on: every example is held out or cannot be encoded")
     patience = int(settings["early_stopping_patience"])
-    stops_early = patience > 0 and len(validation) > 0
     trainer = _Trainer(
         model=model,
-        args=_arguments(settings, folder, stops_early=stops_early),
+        args=_arguments(settings, precision, folder, len(training), has_validation=bool(validation)),
         train_dataset=_dataset(training),
         eval_dataset=_dataset(validation) if validation else None,
         processing_class=tokenizer,
         data_collator=partial(_collated, pad_id=tokenizer.pad_token_id),
-        callbacks=[_Reporter(report), *([EarlyStoppingCallback(patience)] if stops_early else [])],
+        callbacks=[_Reporter(report), *([EarlyStoppingCallback(patience)] if patience and validation else [])],
     )
-    done = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    done = trainer.train(resume_from_checkpoint=last_whole(folder))
     return {name: float(value) for name, value in done.metrics.items()}
 
 
-def _arguments(settings: Mapping[str, Any], folder: Path, *, stops_early: bool) -> SFTConfig:
+def last_whole(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; None: begin at the beginning."""
+    whole = [marker.parent for marker in folder.glob(f"checkpoint-*/{WHOLE}")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[-1]))) if whole else None
+
+
+def _arguments(
+    settings: Mapping[str, Any], precision: Precision, folder: Path, examples: int, *, has_validation: bool
+) -> SFTConfig:
     has_gpu = torch.cuda.is_available()
-    best: dict[str, Any] = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"} if stops_early else {}
+    steps = math.ceil(examples / (settings["batch_size"] * settings["accumulation"] * int(os.environ.get("WORLD_SIZE", "1"))))
+    best: dict[str, Any] = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"} if has_validation else {}
     return SFTConfig(
         output_dir=str(folder),
         learning_rate=settings["learning_rate"],
         num_train_epochs=settings["epochs"],
         per_device_train_batch_size=settings["batch_size"],
-        per_device_eval_batch_size=settings["batch_size"],
+        per_device_eval_batch_size=2 * settings["batch_size"],
         gradient_accumulation_steps=settings["accumulation"],
         warmup_steps=settings["warmup_ratio"],
         weight_decay=settings["weight_decay"],
         max_grad_norm=settings["max_grad_norm"],
         seed=settings["seed"],
         lr_scheduler_type="cosine",
-        eval_strategy="epoch" if stops_early else "no",
-        save_strategy="epoch",
+        eval_strategy="steps" if has_validation else "no",
+        save_strategy="steps",
+        eval_steps=math.ceil(steps / CHECKS_PER_EPOCH),
+        save_steps=math.ceil(steps / CHECKS_PER_EPOCH),
         save_total_limit=2,
         logging_steps=1,
         include_num_input_tokens_seen="non_padding",
         use_cpu=not has_gpu,
-        bf16=True,
-        gradient_checkpointing=False,
+        bf16=precision == "bfloat16",
+        gradient_checkpointing=has_gpu,
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         report_to="none",
@@ -93,7 +115,15 @@ def _collated(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch
 
 
 class _Trainer(SFTTrainer):  # type: ignore[misc] # trl is untyped
-    """SFT with the weighted reply loss."""
+    """SFT with the weighted reply loss, in our order."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Order:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        step_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return Order([len(ids) for ids in rows["input_ids"]], step_size, self.args.seed)
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """None: a version's manifest says more."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -119,6 +149,11 @@ class _Reporter(TrainerCallback):  # type: ignore[misc] # transformers is untype
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - transformers' signature
         """Note where it starts from: a resumed job has done some steps."""
         self._began, self._first = time.monotonic(), state.global_step
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - transformers' signature
+        """Mark the checkpoint as whole: this is called when its last file is written."""
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **_: Any) -> None:  # noqa: ARG002 - transformers' signature
         """Report each logged step of the main process."""

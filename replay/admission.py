@@ -12,6 +12,8 @@ from typing import Any
 
 from replay.records import Example, Feedback, FeedbackValue, Interaction, asked_digest, split_of
 
+DEMONSTRATION = "demonstration"
+"""The metric under which somebody shows the right reply."""
 MAX_REPLY_CHARACTERS = 16_384
 """Longer replies are refused: an encoder may cut a prompt from the left, but half a reply teaches to stop half-way."""
 
@@ -43,7 +45,7 @@ class Refusal:
 
 def admit(interaction: Interaction, feedback: Feedback, max_reply_characters: int = MAX_REPLY_CHARACTERS) -> Example | Refusal:
     """Make an example of a demonstration, or say why not."""
-    if feedback.metric_name != "demonstration":
+    if feedback.metric_name != DEMONSTRATION:
         return Refusal(Reason.NOT_A_DEMONSTRATION)
     reply = _text(feedback.value)
     reason = _refusal(interaction, reply, max_reply_characters)

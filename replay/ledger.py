@@ -2,21 +2,20 @@
 
 Functions on a connection: no threads, no clock, no commit (`replay/writer.py` does that). Each is idempotent by the
 ids of what it is given, so whoever was not answered says it again. Feedback is joined to its interaction whichever
-comes first, and what may be learned from it is admitted in the same transaction. Examples and trials' outcomes have a
-page of their own (`examples.py`, `outcomes.py`) and are to be had from here too.
+comes first, and what may be learned from it is admitted in the same transaction. What comes in,
+examples and trials' outcomes have a page of their own (`intake.py`, `examples.py`, `outcomes.py`) and are to be had from
+here too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from replay import archive, tables
-from replay.admission import Reason
 from replay.examples import (
     State,
     Waiting,
@@ -28,15 +27,14 @@ from replay.examples import (
     release,
     reserve,
     reserved,
-    take,
     trained,
     used_in,
     waiting,
 )
 from replay.examples import forget as _forget_examples
-from replay.join import Meaning, meaning
+from replay.intake import FeedbackConflict, chunks, give, give_all, interaction, record
 from replay.outcomes import UnitOutcome, feedback_of, outcomes, recent_failures
-from replay.records import Feedback, FeedbackStatus, Interaction, Receipt
+from replay.records import Feedback, FeedbackStatus
 from replay.tables import metadata
 
 __all__ = [
@@ -55,6 +53,7 @@ __all__ = [
     "forget",
     "fresh",
     "give",
+    "give_all",
     "holdouts",
     "interaction",
     "metadata",
@@ -72,22 +71,8 @@ __all__ = [
     "waiting",
 ]
 
-T = TypeVar("T")
-
 _IN_WORDS = ("demonstration", "comment")
 """Metrics whose value is text."""
-
-_CHUNK = 500
-"""Ids in one statement, well under every database's limit."""
-
-_ASKED = select(tables.interaction).where(tables.interaction.c.id == bindparam("id"))
-_STORED = select(tables.feedback.c.digest, tables.feedback.c.status).where(tables.feedback.c.id == bindparam("id"))
-_GIVEN = insert(tables.feedback)
-"""The statements of each piece of feedback, made once: making them costs more than running them."""
-
-
-class FeedbackConflict(Exception):
-    """The id of a piece of feedback is taken by another body: the first one stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,53 +112,11 @@ def create(conn: Connection) -> None:
     metadata.create_all(conn)
 
 
-def record(conn: Connection, interactions: Sequence[Interaction]) -> list[Feedback]:
-    """Store interactions, but for those known, and join the feedback that waited for them, which is returned."""
-    matched: list[Feedback] = []
-    for chunk in _chunks(list({i.id: i for i in interactions}.values())):
-        ids = [i.id for i in chunk]
-        known = set(conn.scalars(select(tables.interaction.c.id).where(tables.interaction.c.id.in_(ids))))
-        news = {i.id: i for i in chunk if i.id not in known}
-        if news:
-            conn.execute(insert(tables.interaction), [tables.row_of(i) for i in news.values()])
-            matched += _match(conn, news)
-    return matched
-
-
-def give(conn: Connection, feedback: Feedback, folder: Path | None = None) -> Receipt:
-    """Store one piece of feedback and say where it stands; `folder` is the archive, where an old prompt is found.
-
-    Raises `FeedbackConflict` when its id is taken by another body.
-    """
-    asked = interaction(conn, feedback.inference_id)
-    served_by = asked.version if asked else None
-    stored = conn.execute(_STORED, {"id": feedback.id}).one_or_none()
-    verdict = meaning(feedback, stored.digest if stored else None, is_known=asked is not None)
-    if verdict is Meaning.CONTRADICTORY:
-        raise FeedbackConflict(f"feedback {feedback.id!r} is stored with another body: choose a new id, or leave it out")
-    if stored is not None:
-        return Receipt(feedback.id, FeedbackStatus(stored.status), feedback.inference_id, True, served_by)
-    status = FeedbackStatus(verdict.value)
-    conn.execute(_GIVEN, {**tables.row_of(feedback), "digest": feedback.body_digest(), "status": status})
-    if asked is not None:
-        _admit(conn, asked if asked.messages else interaction(conn, asked.id, folder) or asked, feedback)
-    return Receipt(feedback.id, status, feedback.inference_id, served_by=served_by)
-
-
 def expire(conn: Connection, before: float) -> int:
     """Give up on feedback that was received before then and still waits for its interaction. Returns how many."""
     table = tables.feedback
     is_over = (table.c.status == FeedbackStatus.PENDING, table.c.received_at < before)
     return conn.execute(update(table).where(*is_over).values(status=FeedbackStatus.EXPIRED)).rowcount
-
-
-def interaction(conn: Connection, interaction_id: str, folder: Path | None = None) -> Interaction | None:
-    """Read an interaction; a sealed one has its words only when the archive's `folder` is given."""
-    row = conn.execute(_ASKED, {"id": interaction_id}).mappings().one_or_none()
-    if row is None:
-        return None
-    whole = archive.find(folder, interaction_id, row["segment"]) if folder and row["segment"] else None
-    return whole or tables.interaction_of(row)
 
 
 def feedback_view(conn: Connection, feedback_id: str) -> FeedbackView | None:
@@ -230,10 +173,10 @@ def seal(conn: Connection, folder: Path, older_than: float, max_rows: int) -> in
     archive.seal(whole, folder, number)
     last = {"id": number, "interactions": len(rows), "feedback": len(given), "last_at": rows[-1]["at"]}
     conn.execute(insert(tables.segment).values(last))
-    for chunk in _chunks([row["seq"] for row in rows]):
+    for chunk in chunks([row["seq"] for row in rows]):
         slim = {"segment": number, "messages": None, "reply": None}
         conn.execute(update(asked).where(asked.c.seq.in_(chunk)).values(slim))
-    for chunk in _chunks([row["seq"] for row in given]):
+    for chunk in chunks([row["seq"] for row in given]):
         conn.execute(update(said).where(said.c.seq.in_(chunk)).values(segment=number))
     return len(rows)
 
@@ -246,7 +189,7 @@ def forget(conn: Connection, folder: Path, interaction_ids: Sequence[str]) -> in
     asked, said = tables.interaction, tables.feedback
     archive.erase(folder, interaction_ids)
     known = 0
-    for chunk in _chunks(list(interaction_ids)):
+    for chunk in chunks(list(interaction_ids)):
         _forget_examples(conn, chunk)
         is_on_them = said.c.inference_id.in_(chunk)
         conn.execute(update(said).where(is_on_them).values(comment=None, tags={}))
@@ -254,26 +197,3 @@ def forget(conn: Connection, folder: Path, interaction_ids: Sequence[str]) -> in
         blank = {"messages": None, "reply": None}
         known += conn.execute(update(asked).where(asked.c.id.in_(chunk)).values(blank)).rowcount
     return known
-
-
-def _match(conn: Connection, news: dict[str, Interaction]) -> list[Feedback]:
-    """Join the feedback that waited for these interactions."""
-    table = tables.feedback
-    is_waiting = (table.c.status == FeedbackStatus.PENDING, table.c.inference_id.in_(list(news)))
-    rows = conn.execute(select(table).where(*is_waiting).order_by(table.c.seq)).mappings().all()
-    if rows:
-        conn.execute(update(table).where(*is_waiting).values(status=FeedbackStatus.MATCHED))
-    matched = [tables.feedback_of(row) for row in rows]
-    for feedback in matched:
-        _admit(conn, news[feedback.inference_id], feedback)
-    return matched
-
-
-def _admit(conn: Connection, asked: Interaction, feedback: Feedback) -> None:
-    reason = take(conn, asked, feedback)
-    if reason not in {None, Reason.NOT_A_DEMONSTRATION}:
-        conn.execute(update(tables.feedback).where(tables.feedback.c.id == feedback.id).values(refusal=reason))
-
-
-def _chunks(items: list[T]) -> Iterator[list[T]]:
-    return (items[i : i + _CHUNK] for i in range(0, len(items), _CHUNK))

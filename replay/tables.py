@@ -1,8 +1,8 @@
 """The ledger's tables, and the way of a record into a row and back.
 
 Columns bear the names of the record's fields, so the two ways are one line each. An interaction that was sealed keeps a
-slim row: everything but what was said, which is in the archive's segment that the row names. Only `replay/ledger.py`,
-`examples.py` and `outcomes.py` query these tables.
+slim row: everything but what was said, which is in the archive's segment that the row names. Only
+`replay/ledger.py`, `intake.py`, `examples.py` and `outcomes.py` query these tables.
 """
 
 from __future__ import annotations

@@ -82,7 +82,9 @@ class Storage:
     async def feedback(self, items: Sequence[Feedback]) -> list[Receipt | LearndError]:
         """See `KeeperDoor.feedback`."""
         given = await self.do(lambda conn: ledger.give_all(conn, items, self.archive))
-        outcomes = [one if isinstance(one, Receipt) else Conflict(str(one), param="id") for one in given]
+        outcomes: list[Receipt | LearndError] = [
+            one if isinstance(one, Receipt) else Conflict(str(one), param="id") for one in given
+        ]
         for item, outcome in zip(items, outcomes, strict=True):
             self._metrics.saw_feedback(item, outcome)
         return outcomes

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-import torch
 from starlette.types import ASGIApp
 
-from service.engines.vllm_cpu import SWITCH
 from service.errors import ArtifactInvalid, NotReady
 from service.settings import Settings
+
+SWITCH = "LEARND_CPU_LORA"
+"""The variable that turns the plug-in off."""
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The maximal ranks that vLLM can be built for."""
@@ -73,6 +74,8 @@ class VllmEngine:
             "OMP_NUM_THREADS": str(settings.engine.threads or os.cpu_count() or 1),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # replicas and jobs share the cores: the kernel moves them better
         }
+        if not settings.engine.gpus:
+            variables["TORCH_COMPILE_DISABLE"] = "1"  # the first log-probs would wait for a C++ compiler, if there is one
         if not settings.telemetry.is_on:
             variables |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         return variables
@@ -150,7 +153,7 @@ def arguments(settings: Settings, folder: Path) -> list[str]:
         "max-lora-rank": min(rank for rank in RANKS if rank >= base.max_rank),
     }
     flags = ["--enable-lora"]
-    if torch.cuda.is_available():
+    if settings.engine.gpus:
         options["gpu-memory-utilization"] = engine.gpu_memory_utilization
     else:
         options["kv-cache-memory-bytes"] = int(engine.kv_cache_gib * 2**30)

@@ -21,8 +21,9 @@ from torch.nn.functional import linear
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
 
+from service.engines.vllm import SWITCH
+
 TESTED_VERSIONS = ("0.32.",)
-SWITCH = "LEARND_CPU_LORA"
 
 Rows = slice | torch.Tensor
 """Which rows of a batch belong together: a run of neighbours, else their indices."""

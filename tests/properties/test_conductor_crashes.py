@@ -58,10 +58,8 @@ class MortalWriter:
 
 
 def mortal(world, at):
-    """Let the world's conductor die at the `at`-th place."""
-    fate = Fate(at)
-    world.wrap = lambda writer: MortalWriter(writer, fate)
-    world.crash()
+    """Let the world's conductor die at the `at`-th place: around a write or the start of a job."""
+    fate = mortal_writer(world, at)
     start = world.launcher.start
 
     def mortal_start(job, folder):
@@ -72,6 +70,13 @@ def mortal(world, at):
             raise Crash
 
     world.launcher.start = mortal_start
+    return fate
+
+
+def mortal_writer(world, at):
+    fate = Fate(at)
+    world.wrap = lambda writer: MortalWriter(writer, fate)
+    world.crash()
     return fate
 
 
@@ -143,7 +148,7 @@ def test_a_daemon_that_dies_after_each_write_still_gets_there(tmp_path, scenario
     world = begin(tmp_path / "dying", quality)
     deaths = 0
     while not is_over(world):
-        mortal(world, at=2)  # the first write's commit
+        mortal_writer(world, at=2)  # just after the first write's commit
         try:
             world.until(is_over, customers=12)
         except Crash:

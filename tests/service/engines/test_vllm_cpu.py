@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm.lora.layers import base_linear, utils
 from vllm.lora.layers.utils import LoRAMapping
@@ -71,6 +71,7 @@ def test_groups_equal_rows(ids):
     torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
 
 
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from([0, 11, 12]), min_size=1, max_size=24), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_rows_with_an_adapter_equal_vllm_s_own_kernels(ids, dtype):
     a, b = weights(dtype)

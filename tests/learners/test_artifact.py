@@ -1,0 +1,48 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from learners import adapter, artifact
+
+
+@pytest.fixture
+def version(written, base):
+    artifact.seal(written, {"base": base.digests}, {"probes": []})
+    return written
+
+
+def test_a_whole_version_is_served_and_its_digest_is_its_manifest_s(version, base):
+    assert artifact.check(version, base, 16) == artifact._digest(version / "manifest.json")
+    assert set(json.loads((version / "manifest.json").read_text())["files"]) == {
+        adapter.WEIGHTS,
+        adapter.CONFIG,
+        "fingerprint.json",
+    }
+
+
+def damaged(version):
+    weights = version / adapter.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda v: (v / "COMPLETE").unlink(), "incomplete"),
+        (damaged, "changed or damaged"),
+        (lambda v: (v / "manifest.json").write_text("{"), "cannot be read"),
+        (lambda v: (v / "manifest.json").write_text("[]"), "cannot be read"),
+        (lambda v: (v / "fingerprint.json").unlink(), "cannot be read"),
+    ],
+)
+def test_a_damaged_version_is_refused(version, base, damage, said):
+    damage(version)
+    with pytest.raises(adapter.Unservable, match=said):
+        artifact.check(version, base, 16)
+
+
+@pytest.mark.parametrize("part", ["weights", "tokenizer", "template"])
+def test_another_base_is_refused(version, base, part):
+    with pytest.raises(adapter.Unservable, match=f"made for another base: its {part}"):
+        artifact.check(version, replace(base, **{f"{part}_digest": "other"}), 16)

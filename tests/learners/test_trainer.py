@@ -1,0 +1,104 @@
+import pytest
+import torch
+
+from learners import adapter
+from learners.encode import encode
+from learners.evaluate import score
+from learners.trainer import WHOLE, fit, last_whole
+
+SETTINGS = {
+    "learning_rate": 0.02,
+    "epochs": 2,
+    "batch_size": 4,
+    "accumulation": 1,
+    "warmup_ratio": 0.1,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "early_stopping_patience": 0,
+    "seed": 3,
+}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def examples(tokenizer):
+    rows = [("a" * (1 + 5 * n % 17), "yes" if n % 3 else "oh no") for n in range(16)]
+    return [encode(tokenizer, [{"role": "user", "content": text}], reply, 64) for text, reply in rows]
+
+
+@pytest.fixture
+def learn(base, tokenizer, examples, tmp_path):
+    def learn(folder="checkpoints", report=lambda _: None, validation=(), **changes):
+        model, _ = adapter.load_base(base.path, "float32")
+        adapted = adapter.attach(model, None, rank=4, alpha=8, dropout=0.0, seed=0)
+        fit(adapted, tokenizer, examples, validation, {**SETTINGS, **changes}, "float32", tmp_path / folder, report)
+        return adapted
+
+    return learn
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+
+
+def test_it_learns_and_says_how_far_it_is(learn, examples):
+    told = []
+    model = learn(report=told.append, epochs=10)
+    with adapter.without(model):
+        before = score(model, examples, 1)
+    after = score(model, examples, 1)
+    assert sum(after.loglik) / 16 > sum(before.loglik) / 16 + 1
+    assert [t["step"] for t in told] == list(range(1, 41))
+    assert told[-1]["steps"] == 40
+    assert told[-1]["eta_seconds"] == 0
+    assert told[-1]["tokens_per_second"] > 0
+    assert told[-1]["loss"] < told[0]["loss"]
+
+
+def test_accumulation_changes_nothing_but_the_batches(learn):
+    whole, parts = learn("whole", batch_size=8), learn("parts", batch_size=2, accumulation=4)
+    assert torch.allclose(weights(whole), weights(parts), atol=1e-4)
+
+
+def test_a_job_that_dies_goes_on_from_its_checkpoint_to_the_same_end(learn, tmp_path):
+    steps = []
+
+    def die(told):
+        steps.append(told["step"])
+        if told["step"] == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        learn(report=die)
+    torn = tmp_path / "checkpoints" / "checkpoint-6"
+    torn.mkdir()
+    (torn / "adapter_model.safetensors").write_bytes(b"half")
+    again = learn(report=lambda told: steps.append(told["step"]))
+    assert steps == [1, 2, 3, 4, 5, 5, 6, 7, 8]
+    assert torch.allclose(weights(again), weights(learn("other")), atol=1e-5)
+
+
+def test_a_torn_checkpoint_is_none(tmp_path):
+    for step, is_whole in ((8, True), (12, True), (16, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if is_whole:
+            (tmp_path / f"checkpoint-{step}" / WHOLE).touch()
+    assert last_whole(tmp_path) == str(tmp_path / "checkpoint-12")
+    assert last_whole(tmp_path / "nowhere") is None
+
+
+def test_it_stops_when_validation_gets_no_better_and_keeps_the_best(learn, tokenizer):
+    contrary = [encode(tokenizer, [{"role": "user", "content": "a" * n}], "zz?", 64) for n in (1, 6, 11)]
+    steps = []
+    model = learn(report=lambda told: steps.append(told["step"]), validation=contrary, early_stopping_patience=2, epochs=20)
+    assert len(steps) < 80
+    last = learn("last", epochs=len(steps) / 4)
+    assert sum(score(model, contrary, 1).loglik) > sum(score(last, contrary, 1).loglik)
+
+
+def test_nothing_to_train_on_is_said(base, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="nothing to train on"):
+        fit(None, tokenizer, [], [], SETTINGS, "float32", tmp_path, lambda _: None)
