@@ -54,6 +54,8 @@ def attach(base: Any, parent: Path | None, *, rank: int, alpha: int, dropout: fl
             raise Unservable(f"the parent has {told}, the settings ask for rank {rank}, alpha {alpha}: a line keeps its shape")
         model = PeftModel.from_pretrained(base, parent, is_trainable=True, torch_device="cpu")
         _check_coverage(set(load_file(parent / WEIGHTS)), set(get_peft_model_state_dict(model, **NO_EMBEDDINGS)))
+        # A version names its base without a path; peft asks the hub about such a name at each checkpoint.
+        model.peft_config["default"].base_model_name_or_path = base.name_or_path
         return model
     torch.manual_seed(seed)
     shape = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
