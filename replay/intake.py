@@ -82,7 +82,7 @@ def chunks(items: list[T]) -> Iterator[list[T]]:
 
 
 def _give(conn: Connection, items: list[Feedback], folder: Path | None) -> list[Receipt | FeedbackConflict]:
-    served_by = dict(conn.execute(_ANSWERED, {"ids": [said.inference_id for said in items]}).tuples().all())
+    served_by = dict(conn.execute(_ANSWERED, {"ids": [said.inference_id for said in items]}).all())
     found = conn.execute(_STORED, {"ids": [said.id for said in items]})
     stored = {row.id: (row.digest, FeedbackStatus(row.status)) for row in found}
     outcomes: list[Receipt | FeedbackConflict] = []
