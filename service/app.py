@@ -13,10 +13,10 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 
 from rich.console import Console
 
@@ -24,7 +24,7 @@ from service import ingress
 from service.errors import DataDirInUse, SettingsError
 from service.settings import Settings
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class _Stop(Exception):
@@ -37,34 +37,28 @@ def serve(settings: Settings) -> None:
     Raises `DataDirInUse`, `SettingsError` (a port in use), `BaseUnavailable`, each saying what to do.
     """
     settings = settings.model_copy(update={"data_dir": settings.data_dir.resolve()})
-    with _owned(settings.data_dir), _environment(settings), _stoppable():
+    with _owned(settings.data_dir), _environment(settings), _stoppable(), suppress(_Stop):
         _check_port(settings)
         from service import deployments  # here, since Ray reads its environment when it is imported
 
-        try:
-            _start(deployments, settings)
+        began, drain = time.monotonic(), settings.cluster.drain_seconds
+        console.print(f"learnd {version('learnd')} · data in {settings.data_dir}")
+        with ExitStack() as ending:  # undone from the last line to the first, wherever the stop comes
+            ending.callback(console.print, "stopped")
+            ending.callback(deployments.stop_cluster)
+            deployments.start_cluster(settings)
+            base = deployments.prepare(settings.base.source)
+            console.print(f"base {settings.base.served_name} · weights {base.weights_digest[:12]} · {base.path}")
+            keeper = deployments.start_keeper(settings, base)
+            ending.callback(deployments.stop_keeper, keeper, drain)
+            ending.callback(deployments.stop_apps)
+            ending.callback(console.print, f"stopping: no new requests; running ones have {drain:.0f} s")
+            deployments.run_control(settings)
+            deployments.run_engine(settings, base)
+            url = f"http://{settings.http.host}:{settings.http.port}"
+            console.print(f"ready in {time.monotonic() - began:.0f} s · lines {', '.join(settings.lines)}")
+            console.print(f"listening on {url}/v1 (OpenAI) · {url}/feedback · {url}/api/status · {url}/metrics · Ctrl-C stops")
             signal.pause()
-        except _Stop:
-            console.print(f"stopping: no new requests; running ones have {settings.cluster.drain_seconds:.0f} s")
-            deployments.stop_apps()
-            deployments.stop_keeper(timeout_seconds=settings.cluster.drain_seconds)
-        finally:
-            deployments.stop_cluster()
-    console.print("stopped")
-
-
-def _start(deployments: ModuleType, settings: Settings) -> None:
-    began = time.monotonic()
-    console.print(f"learnd {version('learnd')} · data in {settings.data_dir}")
-    deployments.start_cluster(settings)
-    base = deployments.prepare(settings.base.source)
-    console.print(f"base {settings.base.served_name} · weights {base.weights_digest[:12]} · {base.path}")
-    deployments.start_keeper(settings, base)
-    deployments.run_control(settings)
-    deployments.run_engine(settings, base)
-    url = f"http://{settings.http.host}:{settings.http.port}"
-    console.print(f"ready in {time.monotonic() - began:.0f} s · lines {', '.join(settings.lines)}")
-    console.print(f"listening on {url}/v1 (OpenAI) · {url}/feedback · {url}/api/status · {url}/metrics · Ctrl-C stops")
 
 
 @contextmanager

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from typing import Any, cast
 
 import ray
 from ray import serve
+from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.serve.config import HTTPOptions
 
@@ -38,7 +40,8 @@ def start_cluster(settings: Settings) -> None:
     if settings.cluster.address is None:
         cpus = max(os.cpu_count() or 1, _cpus_needed(settings))
         where = {"num_cpus": cpus, "_node_ip_address": "127.0.0.1", "include_dashboard": False}
-    ray.init(namespace=NAMESPACE, log_to_driver=settings.logging.level == "debug", logging_level="warning", **where)
+    ray.init(namespace=NAMESPACE, log_to_driver=settings.logging.level == "debug", logging_level="error", **where)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # in this process: the terminal is the daemon's own
     options = HTTPOptions(host=settings.http.host, port=settings.http.port)
     serve.start(http_options=options, logging_config={"enable_access_log": False, "log_level": "WARNING"})
 
@@ -94,21 +97,22 @@ class KeeperActor:
             await self._keeper.close()
 
 
-def start_keeper(settings: Settings, base: BaseModel) -> RemoteKeeper:
-    """Start the keeper's actor; Ray starts it again whenever it dies, and it goes on from its database."""
+def start_keeper(settings: Settings, base: BaseModel) -> ActorHandle:
+    """Start the keeper's actor, which lives as long as its handle is held.
+
+    Ray starts it again whenever it dies, and it goes on from its database.
+    """
     actor = ray.remote(KeeperActor).options(
         name=KEEPER, namespace=NAMESPACE, num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=2000
     )
-    actor.remote(settings, base)
-    return RemoteKeeper()
+    return actor.remote(settings, base)
 
 
-def stop_keeper(timeout_seconds: float) -> None:
+def stop_keeper(keeper: ActorHandle, timeout_seconds: float) -> None:
     """Close the keeper in order."""
-    actor = ray.get_actor(KEEPER, namespace=NAMESPACE)
     with contextlib.suppress(GetTimeoutError, RayActorError):  # its database is safe at any instant
-        ray.get(actor.close.remote(), timeout=timeout_seconds)
-    ray.kill(actor)
+        ray.get(keeper.close.remote(), timeout=timeout_seconds)
+    ray.kill(keeper)
 
 
 # The two applications.
