@@ -27,6 +27,15 @@ from service.settings import Settings
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+_ALONE = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's name for "this node is alone": its ports stay on loopback
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this node away: one process less for each job
+    "RAY_enable_metrics_collection": "0",  # Ray's own metrics: `/metrics` has ours, and an idle daemon should be idle
+    "RAY_task_events_report_interval_ms": "0",
+}
+"""Variables for a Ray that we start ourselves, on one machine."""
+
+
 class _Stop(Exception):
     """Somebody asked the daemon to stop."""
 
@@ -82,11 +91,13 @@ def _owned(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _environment(settings: Settings) -> Iterator[None]:
-    """Variables for Ray, vLLM and the hub: nothing phones home, and HAProxy keeps to itself."""
+    """Variables for Ray, vLLM and the hub: nothing phones home, our own Ray keeps to this machine, HAProxy to itself."""
     with tempfile.TemporaryDirectory(prefix="learnd-") as folder:
         if not settings.telemetry.is_on:
             os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
             os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1"}
+        if settings.cluster.address is None:
+            os.environ |= _ALONE
         if settings.cluster.has_haproxy:
             os.environ |= ingress.environment(Path(folder))
         yield

@@ -31,6 +31,9 @@ from service.remote import KEEPER, NAMESPACE, RayLauncher, RemoteKeeper
 from service.residency import Residency
 from service.settings import Settings
 
+QUIET = {"enable_access_log": False, "log_level": "WARNING"}
+"""Serve's own logs: requests are in ours, one line each."""
+
 # The cluster.
 
 
@@ -39,11 +42,11 @@ def start_cluster(settings: Settings) -> None:
     where: dict[str, Any] = {"address": settings.cluster.address}
     if settings.cluster.address is None:
         cpus = max(os.cpu_count() or 1, _cpus_needed(settings))
-        where = {"num_cpus": cpus, "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+        where = {"num_cpus": cpus, "include_dashboard": False}
     ray.init(namespace=NAMESPACE, log_to_driver=settings.logging.level == "debug", logging_level="error", **where)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # in this process: the terminal is the daemon's own
     options = HTTPOptions(host=settings.http.host, port=settings.http.port)
-    serve.start(http_options=options, logging_config={"enable_access_log": False, "log_level": "WARNING"})
+    serve.start(http_options=options, logging_config=QUIET)
 
 
 def stop_cluster() -> None:
@@ -118,7 +121,9 @@ def stop_keeper(keeper: ActorHandle, timeout_seconds: float) -> None:
 # The two applications.
 
 
-@serve.deployment(name="control", num_replicas=1, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
+@serve.deployment(
+    name="control", num_replicas=1, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0}, logging_config=QUIET
+)
 @serve.ingress()
 class Control:
     """`/`: feedback, administration, metrics, health. It answers while engines start or restart."""
@@ -132,7 +137,13 @@ class Control:
         return build(RemoteKeeper(), self._settings)
 
 
-@serve.deployment(name="engine", max_ongoing_requests=1000, health_check_period_s=5, graceful_shutdown_wait_loop_s=0.5)
+@serve.deployment(
+    name="engine",
+    max_ongoing_requests=1000,
+    health_check_period_s=5,
+    graceful_shutdown_wait_loop_s=0.5,
+    logging_config=QUIET,
+)
 @serve.ingress()
 class EngineReplica:
     """`/v1`: vLLM's own app behind the gateway, and the loop that keeps this replica's adapters as desired."""

@@ -14,8 +14,8 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.settings import Logging
 
@@ -59,7 +59,7 @@ def request_id(header: str | None) -> str:
 
 
 class RequestId:
-    """ASGI middleware: an id for each request, bound in its logs and sent back."""
+    """ASGI middleware: an id for each request, bound in its logs. Serve, which stands before us, sends it back."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -69,12 +69,5 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        identity = request_id(Headers(scope=scope).get(HEADER))
-
-        async def tagged(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[HEADER] = identity
-            await send(message)
-
-        with structlog.contextvars.bound_contextvars(request_id=identity):
-            await self._app(scope, receive, tagged)
+        with structlog.contextvars.bound_contextvars(request_id=request_id(Headers(scope=scope).get(HEADER))):
+            await self._app(scope, receive, send)

@@ -56,9 +56,13 @@ class VllmEngine:
         from vllm.entrypoints.launchers.cli_args import make_arg_parser
         from vllm.utils.argparse_utils import FlexibleArgumentParser
         from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
         args = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments(settings, base.path))
-        client = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args))
+        engine_args = AsyncEngineArgs.from_cli_args(args)
+        if not settings.engine.gpus and engine_args.distributed_executor_backend is None:
+            engine_args.distributed_executor_backend = UniProcExecutor  # the model beside its scheduler: one process less
+        client = AsyncLLM.from_engine_args(engine_args)
         tasks = await client.get_supported_tasks()
         app = build_app(args, tasks, client.model_config)
         await init_app_state(client, app.state, args, tasks)

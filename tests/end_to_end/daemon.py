@@ -35,7 +35,7 @@ class Daemon:
     def log(self) -> Path:
         return self.folder / "daemon.log"
 
-    def start(self, *, wait: str = "/ready", seconds: float = 240) -> Daemon:
+    def start(self, *, wait: str = "/ready", seconds: float = 600) -> Daemon:
         config = self.folder / "learnd.toml"
         config.write_text(f"data_dir = '{self.folder / 'data'}'\n[http]\nport = {self.port}\n{self.settings}")
         with self.log.open("ab") as log:

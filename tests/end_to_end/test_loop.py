@@ -131,9 +131,9 @@ def ask(client):
 
 
 def test_a_killed_replica_comes_back_holding_its_adapters(story, client, daemon):
-    victim = daemon.processes("EngineReplica")[0]
+    victim = daemon.processes("ServeReplica:engine")[0]
     victim.kill()
-    wait_for(lambda: len(daemon.processes("EngineReplica")) == 2, 240, daemon.tail)
+    wait_for(lambda: len(daemon.processes("ServeReplica:engine")) == 2, 240, daemon.tail)
     wait_for(lambda: len(httpx.get(f"{daemon.url}/api/status").json()["replicas"]) == 2, 240, daemon.tail)
     replicas = httpx.get(f"{daemon.url}/api/status").json()["replicas"]
     assert all("desk@v1" in replica["resident"] for replica in replicas)

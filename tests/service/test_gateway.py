@@ -180,7 +180,6 @@ async def test_an_engine_that_raises_is_answered_for(replica):
 async def test_bad_requests_are_told_in_openai_s_form_and_reach_no_engine(replica, body, status, param):
     reply = await replica.client(body).ask()
     assert (reply.status, reply.json()["error"]["param"]) == (status, param)
-    assert "x-request-id" in reply.headers
     assert replica.engine.bodies == []
     assert await replica.stored() == []
     assert replica.residency.report().inflight == {}
@@ -226,7 +225,6 @@ async def test_nothing_of_the_engine_s_is_reachable_that_changes_it(replica, pat
 
 async def test_a_client_cannot_choose_a_reply_s_id(replica):
     replies = [await replica.client(chat(request_id="mine"), x_request_id="mine").ask() for _ in range(2)]
-    assert [reply.headers["x-request-id"] for reply in replies] == ["mine", "mine"]
     assert len({reply.json()["id"] for reply in replies}) == 2
     assert len({said.id for said in await replica.stored()}) == 2
 

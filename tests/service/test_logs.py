@@ -69,18 +69,12 @@ def test_a_plain_request_id_is_kept(header, is_kept):
     assert identity
 
 
-async def test_the_id_is_bound_while_the_request_lasts_and_sent_back():
-    seen, sent = [], []
+async def test_the_id_is_bound_while_the_request_lasts():
+    seen = []
 
-    async def app(scope, receive, send):
+    async def app(_scope, _receive, _send):
         seen.append(structlog.contextvars.get_contextvars())
-        await send({"type": "http.response.start", "status": 200, "headers": []})
 
-    async def send(message):
-        sent.append(message)
-
-    scope = {"type": "http", "headers": [(b"x-request-id", b"r1")]}
-    await logs.RequestId(app)(scope, None, send)
+    await logs.RequestId(app)({"type": "http", "headers": [(b"x-request-id", b"r1")]}, None, None)
     assert seen == [{"request_id": "r1"}]
-    assert sent[0]["headers"] == [(b"x-request-id", b"r1")]
     assert structlog.contextvars.get_contextvars() == {}
