@@ -132,6 +132,8 @@ def _expected(base: Path, targets: Any) -> set[str]:
     """The keys of an adapter on all modules of the base with a name in `targets`; a header is read, no weights are."""
     if not isinstance(targets, list):
         raise Unservable(f"target_modules is {targets!r}, not a list of names")
+    if outside := {"lm_head", "embed_tokens"}.intersection(targets):
+        raise Unservable(f"it adapts {', '.join(sorted(outside))}: only the layers between embedding and head are served")
     modules = set()
     for file in base.glob("*.safetensors"):
         with safe_open(file, framework="numpy") as opened:

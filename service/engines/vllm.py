@@ -11,6 +11,7 @@ import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol, Self
 
 from starlette.types import ASGIApp
@@ -66,6 +67,7 @@ class VllmEngine:
         tasks = await client.get_supported_tasks()
         app = build_app(args, tasks, client.model_config)
         await init_app_state(client, app.state, args, tasks)
+        app.state.server = SimpleNamespace(should_exit=False)  # what vLLM's error handler tells to stop; Serve replaces us
         return cls(client, app)
 
     @staticmethod

@@ -82,6 +82,6 @@ def test_only_loopback_listens(daemon):
         (process.name(), connection.laddr)
         for process in daemon.processes()
         for connection in process.net_connections("inet")
-        if connection.status == "LISTEN" and connection.laddr.ip not in {"127.0.0.1", "::1"}
+        if connection.status == "LISTEN" and connection.laddr.ip not in {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     ]
     assert open_to_all == []
