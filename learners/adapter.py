@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from learners.base import adaptable_modules
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 FOREIGN = ("modules_to_save", "rank_pattern", "alpha_pattern", "use_dora", "trainable_token_indices", "target_parameters")
@@ -129,16 +131,10 @@ def _check_weights(weights: Mapping[str, torch.Tensor], rank: int) -> None:
 
 
 def _expected(base: Path, targets: Any) -> set[str]:
-    """The keys of an adapter on all modules of the base with a name in `targets`; a header is read, no weights are."""
+    """The keys of an adapter on all modules of the base that may be adapted and have a name in `targets`."""
     if not isinstance(targets, list):
         raise Unservable(f"target_modules is {targets!r}, not a list of names")
-    if outside := {"lm_head", "embed_tokens"}.intersection(targets):
-        raise Unservable(f"it adapts {', '.join(sorted(outside))}: only the layers between embedding and head are served")
-    modules = set()
-    for file in base.glob("*.safetensors"):
-        with safe_open(file, framework="numpy") as opened:
-            modules |= {key.rpartition(".")[0] for key in opened.keys() if key.endswith((".weight", ".weight_packed"))}  # noqa: SIM118 - not a dict
-    wanted = {module for module in modules if any(f".{module}".endswith(f".{target}") for target in targets)}
+    wanted = {module for module in adaptable_modules(base) if any(f".{module}".endswith(f".{target}") for target in targets)}
     return {f"base_model.model.{module}.lora_{factor}.weight" for module in wanted for factor in "AB"}
 
 

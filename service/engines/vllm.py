@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self
 
 from starlette.types import ASGIApp
 
+from learners.base import adaptable_modules
 from service.errors import ArtifactInvalid, NotReady
 from service.settings import Settings
 
@@ -158,7 +159,9 @@ def arguments(settings: Settings, folder: Path) -> list[str]:
         "max-cpu-loras": base.max_resident + SPARE_ADAPTERS,
         "max-lora-rank": min(rank for rank in RANKS if rank >= base.max_rank),
     }
-    flags = ["--enable-lora"]
+    layers = sorted({module.rpartition(".")[2] for module in adaptable_modules(folder)})
+    # Named, so that vLLM leaves the head alone: in a batch of several, prompt log-probs through a head with LoRA end its engine.
+    flags = ["--enable-lora", "--lora-target-modules", *layers]
     if settings.engine.gpus:
         options["gpu-memory-utilization"] = engine.gpu_memory_utilization
     else:

@@ -3,8 +3,8 @@
 vLLM's CPU kernels gather a copy of the adapter for every token, which makes adapter traffic several times slower than
 the base, and in a mixed batch they give the rows without an adapter the last slot's (vllm#48421). Here the rows of each
 adapter are grouped once a step and go through one matrix product, and the others are left alone. And a base whose weights
-oneDNN has packed away has `layer.weight = None`, where vLLM then looks for a device. vLLM's logits adapters are left out:
-they map rows by request, and prompt log-probs, which have a row for each token, end the engine in a batch of several.
+oneDNN has packed away has `layer.weight = None`, where vLLM then looks for a device. Embedding and logits adapters are
+left to vLLM's code.
 
 Off with LEARND_CPU_LORA=0, on other platforms and, with a warning, under a vLLM that it was not tested with.
 """
@@ -76,10 +76,6 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc] # vLLM is un
                 hidden = linear(inputs, a[slot, 0].to(x.dtype)).to(y.dtype)
                 _add(y[:, start : start + width], rows, hidden, b[slot, 0].to(y.dtype), scale)
                 start += width
-
-    def add_lora_logits(self, y: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        """Leave the logits as they are: adapters here have no head of their own."""
-        return y
 
 
 def group(slots: torch.Tensor) -> tuple[tuple[int, Rows], ...]:

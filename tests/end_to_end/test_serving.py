@@ -1,6 +1,7 @@
 """The OpenAI surface with the real engine, asked by the real client."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -29,6 +30,19 @@ def test_completions_and_logprobs(client):
     reply = client.completions.create(model="desk", prompt="The capital of France is", max_tokens=3, temperature=0, logprobs=2)
     assert len(reply.choices[0].logprobs.token_logprobs) == 3
     assert all(value <= 0 for value in reply.choices[0].logprobs.token_logprobs)
+
+
+def test_prompt_logprobs_beside_other_requests(client):
+    """Prompts of many lengths scored in one batch: with LoRA on the head, vLLM's engine ends here."""
+
+    def ask(words):
+        told = client.completions.create(
+            model="desk", prompt="Paris " * words, max_tokens=1, temperature=0, extra_body={"prompt_logprobs": 1}
+        )
+        return len(told.choices[0].prompt_logprobs) >= words
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(ask, range(2, 14)))
 
 
 def test_structured_output(client):

@@ -75,12 +75,24 @@ def test_what_is_whole_is_served(written, base):
         (lambda w: w.update({min(w): w[min(w)][:2].contiguous()}), "not rank 4"),
         (lambda w: w.update({"base_model.model.lm_head.weight": torch.ones(2)}), "no LoRA weight"),
         (lambda w: [w.pop(k) for k in list(w) if "layers.1.mlp.up_proj" in k], "the adapter lacks"),
+        (lambda w: w.update({f"base_model.model.lm_head.lora_{f}.weight": torch.ones(4, 4) for f in "AB"}), "no place for"),
         (lambda w: w.update({k.replace("layers.1", "layers.7"): t.clone() for k, t in list(w.items())}), "no place for"),
     ],
 )
 def test_damaged_or_foreign_weights_are_refused(written, base, change, said):
     change_weights(written, change)
     with pytest.raises(Unservable, match=said):
+        adapter.check(written, 16, base.path)
+
+
+def test_a_head_is_refused_also_when_the_config_names_it(written, base):
+    """The base's head is a matrix of its own here: what bars it is that no layer holds it."""
+    assert "lm_head.weight" in load_file(base.path / "model.safetensors")
+    config = json.loads((written / adapter.CONFIG).read_text())
+    config["target_modules"].append("lm_head")
+    (written / adapter.CONFIG).write_text(json.dumps(config))
+    change_weights(written, lambda w: w.update({f"base_model.model.lm_head.lora_{f}.weight": torch.ones(4, 4) for f in "AB"}))
+    with pytest.raises(Unservable, match="no place for"):
         adapter.check(written, 16, base.path)
 
 

@@ -188,17 +188,3 @@ def test_an_untested_vllm_is_left_alone_and_said(platform, monkeypatch, caplog):
         vllm_cpu.log.removeHandler(caplog.handler)
     assert platform.get_punica_wrapper() == "vllm's own"
     assert "9.9.9" in caplog.text
-
-
-@pytest.mark.parametrize(("kind", "ends"), [(GroupedPunicaWrapper, False), (PunicaWrapperCPU, True)])
-def test_prompt_logprobs_beside_other_requests(kind, ends):
-    """Thirteen prompt rows while three requests are sampled: vLLM's own wrapper raises there, which ends its engine."""
-    (a, *_), (b, *_) = weights()
-    x, y = batch(13)[0], torch.zeros(13, WIDTHS[0])
-    told = wrapper([11, 0, 12], kind)
-    if ends:
-        with pytest.raises(RuntimeError, match="broadcast"):
-            told.add_lora_logits(y, x, a, b, SCALE)
-    else:
-        told.add_lora_logits(y, x, a, b, SCALE)
-        assert not y.any()
