@@ -130,6 +130,7 @@ class Control:
 
     def __init__(self, settings: Settings) -> None:
         configure(settings.logging)
+        _stay_home(settings)
         self._settings = settings
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -152,6 +153,7 @@ class EngineReplica:
         from service.engines.vllm import VllmEngine  # torch: in the replica's process only
 
         configure(settings.logging)
+        _stay_home(settings)
         keeper = RemoteKeeper()
         replica = serve.get_replica_context().replica_id.unique_id
         self._engine: Engine = await VllmEngine.start(settings, base)
@@ -178,6 +180,19 @@ class EngineReplica:
         await self._engine.close()
 
     __del__ = shutdown  # Serve awaits a replica's destructor after it has drained
+
+
+def _stay_home(settings: Settings) -> None:
+    """Keep this replica's port for calls between deployments on loopback, where our own Ray has its others.
+
+    Ray binds it to every interface and has no setting for it.
+    """
+    if settings.cluster.address is not None:
+        return
+    from ray.serve._private import replica
+
+    bind = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", "127.0.0.1"))
 
 
 def run_control(settings: Settings) -> None:
