@@ -10,7 +10,7 @@ demo: setup ## the whole loop on the built-in model and real text; ARGS=--json f
 	@$(BIN)/learnd demo $(ARGS)
 
 test: setup ## every test but those of the whole daemon; ARGS="-k name" for some
-	@$(BIN)/python -m pytest --ignore tests/end_to_end $(ARGS)
+	@$(BIN)/python -m pytest --durations 15 --ignore tests/end_to_end $(ARGS)
 
 # Apart while the loop is being closed: these start the real daemon, and it has not been seen to pass them yet.
 test-end-to-end: setup ## the whole daemon with the real engine

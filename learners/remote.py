@@ -11,6 +11,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from learners.job import run
 
+_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # a thread that waits leaves its core to what serves
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184",
+    # ^ what a step frees is kept for the next one, in huge pages, and the kernel need not clear it again
+}
+"""Variables of a worker's process, read before its first line."""
+
 
 def train(folder: Path, *, workers: int, use_gpu: bool, cpus_per_worker: float, threads: int, nice: int) -> None:
     """Run the job in `folder`, which every worker can read; returns when it is done, raises what killed it."""
@@ -20,7 +27,7 @@ def train(folder: Path, *, workers: int, use_gpu: bool, cpus_per_worker: float, 
         train_loop_config={"folder": str(folder), "threads": threads, "nice": nice},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        run_config=RunConfig(name="ray", storage_path=str(folder)),
+        run_config=RunConfig(name="ray", storage_path=str(folder), worker_runtime_env={"env_vars": _ENVIRONMENT}),
     )
     trainer.fit()
 

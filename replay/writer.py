@@ -43,7 +43,7 @@ class Writer:
         group_commit_seconds: float = 0.002,
         observe: Callable[[int, float], None] | None = None,
     ) -> None:
-        """Open and lock the database; `observe` is told (works in the group, seconds of the commit) after each one."""
+        """Open and lock the database; `observe` is told (works in the group, seconds of the commit) before the waiters are."""
         self.observe = observe
         self._group_commit_seconds = group_commit_seconds
         self._queue: SimpleQueue[tuple[Work[Any], Future[Any]] | None] = SimpleQueue()
@@ -123,9 +123,9 @@ class Writer:
         except Exception as error:  # noqa: BLE001 - the group's edge: every waiter is told, and the thread lives on
             self._fail([future for _, future in group], error)
             return
+        self._tell(len(group), seconds)
         for release in settle:
             release()
-        self._tell(len(group), seconds)
 
     def _attempt(self, work: Work[T], future: Future[T]) -> Callable[[], None]:
         """Do one work in its own savepoint; what comes back settles its future, to be called after the commit."""

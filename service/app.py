@@ -32,6 +32,7 @@ _ALONE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this node away: one process less for each job
     "RAY_enable_metrics_collection": "0",  # Ray's own metrics: `/metrics` has ours, and an idle daemon should be idle
     "RAY_task_events_report_interval_ms": "0",
+    "RAY_worker_niceness": "0",  # what serves is no background work; jobs lower their own priority
 }
 """Variables for a Ray that we start ourselves, on one machine."""
 
@@ -55,15 +56,13 @@ def serve(settings: Settings) -> None:
         with ExitStack() as ending:  # undone from the last line to the first, wherever the stop comes
             ending.callback(console.print, "stopped")
             ending.callback(deployments.stop_cluster)
-            deployments.start_cluster(settings)
-            base = deployments.prepare(settings.base.source)
+            base = deployments.start_cluster(settings)
             console.print(f"base {settings.base.served_name} · weights {base.weights_digest[:12]} · {base.path}")
             keeper = deployments.start_keeper(settings, base)
             ending.callback(deployments.stop_keeper, keeper, drain)
             ending.callback(deployments.stop_apps)
             ending.callback(console.print, f"stopping: no new requests; running ones have {drain:.0f} s")
-            deployments.run_control(settings)
-            deployments.run_engine(settings, base)
+            deployments.run_apps(settings, base)
             url = f"http://{settings.http.host}:{settings.http.port}"
             console.print(f"ready in {time.monotonic() - began:.0f} s · lines {', '.join(settings.lines)}")
             console.print(f"listening on {url}/v1 (OpenAI) · {url}/feedback · {url}/api/status · {url}/metrics · Ctrl-C stops")

@@ -198,7 +198,7 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where the report and the daemon's log go.")] = Path("demo-report"),
     is_kept: Annotated[bool, typer.Option("--keep", help="Leave the daemon's data directory behind.")] = False,
 ) -> None:
-    """Watch a care desk learn two skills while it works, in under 15 minutes."""
+    """Watch a care desk learn two skills while it works."""
     from service.demo.story import Options, run
 
     try:

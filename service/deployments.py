@@ -37,16 +37,24 @@ QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 # The cluster.
 
 
-def start_cluster(settings: Settings) -> None:
-    """Start a Ray on this machine's loopback, or join the one at `cluster.address`; no usage reports either way."""
+def start_cluster(settings: Settings) -> BaseModel:
+    """Start a Ray on this machine's loopback, or join the one at `cluster.address`; no usage reports either way.
+
+    Meanwhile the base is made ready where the replicas run, and not in this process, which stays small.
+    """
     where: dict[str, Any] = {"address": settings.cluster.address}
     if settings.cluster.address is None:
         cpus = max(os.cpu_count() or 1, _cpus_needed(settings))
         where = {"num_cpus": cpus, "include_dashboard": False}
     ray.init(namespace=NAMESPACE, log_to_driver=settings.logging.level == "debug", logging_level="error", **where)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # in this process: the terminal is the daemon's own
+    base = _prepare.remote(settings.base.source)
     options = HTTPOptions(host=settings.http.host, port=settings.http.port)
     serve.start(http_options=options, logging_config=QUIET)
+    try:
+        return ray.get(base)  # type: ignore[no-any-return] # ray is untyped
+    except RayTaskError as error:
+        raise error.cause from None
 
 
 def stop_cluster() -> None:
@@ -65,14 +73,6 @@ def _cpus_needed(settings: Settings) -> int:
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator] # ray is untyped
 def _prepare(source: str) -> BaseModel:
     return prepare_base(source)
-
-
-def prepare(source: str) -> BaseModel:
-    """The base, made ready where the replicas run and not in this process, which stays small."""
-    try:
-        return ray.get(_prepare.remote(source))  # type: ignore[no-any-return] # ray is untyped
-    except RayTaskError as error:
-        raise error.cause from None
 
 
 # The keeper.
@@ -195,16 +195,24 @@ def _stay_home(settings: Settings) -> None:
     replica.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", "127.0.0.1"))
 
 
-def run_control(settings: Settings) -> None:
-    """Serve the control app at `/`."""
-    serve.run(cast("Any", Control).bind(settings), name="control", route_prefix="/")
+def run_apps(settings: Settings, base: BaseModel) -> None:
+    """Serve the control app at `/` and the engine at `/v1`; returns when its replicas hold their champions and answer.
+
+    They start side by side: feedback is taken while the engine still loads.
+    """
+    serve.run_many(
+        [
+            serve.RunTarget(cast("Any", Control).bind(settings), name="control", route_prefix="/"),
+            serve.RunTarget(_engine(settings).bind(settings, base), name="engine", route_prefix="/v1"),
+        ]
+    )
 
 
-def run_engine(settings: Settings, base: BaseModel) -> None:
-    """Serve the engine at `/v1`; returns when its replicas hold their champions and answer."""
+def _engine(settings: Settings) -> Any:
+    """The engine's deployment as the settings want it: so many replicas, on such resources."""
     spec = settings.engine
     scale: dict[str, Any] = {"autoscaling_config": spec.autoscaling} if spec.autoscaling else {"num_replicas": spec.replicas}
-    replica = cast("Any", EngineReplica).options(
+    return cast("Any", EngineReplica).options(
         ray_actor_options={
             "num_cpus": spec.cpus,
             "num_gpus": spec.gpus,
@@ -213,7 +221,6 @@ def run_engine(settings: Settings, base: BaseModel) -> None:
         graceful_shutdown_timeout_s=settings.cluster.drain_seconds,
         **scale,
     )
-    serve.run(replica.bind(settings, base), name="engine", route_prefix="/v1")
 
 
 def stop_apps() -> None:
@@ -225,4 +232,8 @@ def stop_apps() -> None:
 def _engine_env(settings: Settings) -> dict[str, str]:
     """What must be set before the replica's process starts; the rest vLLM's own page sets."""
     threads = settings.engine.threads or os.cpu_count() or 1
-    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}  # passive: threads that wait leave the core to others
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait leave the core to others
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # weights in huge pages: on CPUs each token reads all of them
+    }
