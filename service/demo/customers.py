@@ -1,6 +1,6 @@
 """The desk's customers: they ask through the `openai` client, one or two questions each, and some leave a thumb.
 
-They come as fast as they are answered, or at a constant rate while the machine is busy training (`Pace`). What they ask
+They come as fast as they are answered, or less often while the machine is busy training (`Pace`). What they ask
 is dealt by a `Stage`. They know nothing of training, trials or versions but the `model` that each reply names.
 """
 
@@ -30,26 +30,26 @@ class Stage:
     """Skills that customers ask for, evenly."""
     taught: str
     """The skill whose answers the agents correct."""
-    is_base_asked: bool = False
-    """Ask the base by its own name as well, until its accuracy in the taught skill is known: the line has left it."""
 
 
 class Pace:
-    """Lets requests go at once, or spaced evenly when a rate is set."""
+    """Lets requests go at once, or spaced so that answering them takes a share of the time: on a slow machine fewer."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.rate: float | None = None
-        """Requests each second."""
+        self.load: float | None = None
+        """The share of the time; None: requests go at once."""
+        self.answer_seconds = 0.0
+        """How long the last answer took."""
         self._clock = clock
         self._next = 0.0
 
     def seconds_to_wait(self) -> float:
         """Take the next place in the queue: how long until it is its turn."""
-        if self.rate is None:
+        if self.load is None:
             return 0.0
         now = self._clock()
         turn = max(now, self._next)
-        self._next = turn + 1 / self.rate
+        self._next = turn + self.answer_seconds / self.load
         return turn - now
 
 
@@ -103,15 +103,17 @@ class Customers:
         elif self._rng.random() < self._plan.thumb_chance:
             delay = self._rng.uniform(*self._plan.thumb_delay_seconds)
             self._post.send(reply.id, "thumb", reply.is_right, "customer", delay)
-        if self._is_base_needed(stage, text):
+        if self._is_base_needed(stage, reply):
             await self._request(customer, text, BASE)
 
-    def _is_base_needed(self, stage: Stage, text: Text) -> bool:
-        is_asked = stage.is_base_asked and text.skill == stage.taught and not text.is_taught
-        return is_asked and self._tally.score(text.skill, "base").asked < self._plan.measured
+    def _is_base_needed(self, stage: Stage, reply: Reply) -> bool:
+        """Whether to ask the base by its own name as well: the line has left it, and its accuracy is not known yet."""
+        is_asked = reply.version != "base" and reply.text.skill == stage.taught and not reply.text.is_taught
+        return is_asked and self._tally.score(stage.taught, "base").asked < self._plan.measured
 
     async def _request(self, customer: str, text: Text, model: str) -> Reply | None:
         await asyncio.sleep(self.pace.seconds_to_wait())
+        began = self._clock()
         try:
             answer = await self._client.chat.completions.create(
                 model=model,
@@ -124,6 +126,7 @@ class Customers:
             self._tally.fail(f"{type(error).__name__}: {error}")
             await asyncio.sleep(self._plan.failed_pause_seconds)
             return None
+        self.pace.answer_seconds = self._clock() - began
         content = answer.choices[0].message.content or ""
         reply = Reply(answer.id, text, content, answer.model, self._clock(), is_by_name=model == BASE)
         self._tally.add(reply)

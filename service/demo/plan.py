@@ -76,8 +76,8 @@ class Plan:
     second_question: float = 0.3
     """Chance that a customer asks twice."""
     max_tokens: int = 8
-    training_rate: float = 0.5
-    """Requests each second while a job runs, evenly spaced; as fast as the customers come otherwise."""
+    training_load: float = 0.2
+    """Share of the time in which a customer is being answered while a job runs; the desk is never idle otherwise."""
 
     taught_share: float = 0.85
     """Share of the traffic that agents look at, as long as they have time for more."""
@@ -93,7 +93,7 @@ class Plan:
 
     measured: int = 150
     """Never-trained texts that each accuracy rests on, at least."""
-    poll_seconds: float = 1.0
+    poll_seconds: float = 2.0
     start_seconds: float = 900.0
     """How long the daemon may take to be ready, the first preparation of the base included."""
     limit_seconds: float = 5400.0

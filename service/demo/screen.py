@@ -37,7 +37,7 @@ class Screen:
 
     def say(self, news: str) -> None:
         """Print one event."""
-        self.console.print(Text(f"{self._clock()}  ", "dim"), Text(news), sep="")
+        self.console.print(Text(f"{self._clock()}  ", "dim"), Text(news), sep="", soft_wrap=True)
 
     def show(self, title: str, line: dict[str, Any], tally: Tally, acknowledged: int) -> None:
         """Draw the present state."""

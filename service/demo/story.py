@@ -34,7 +34,7 @@ from service.ingress import free_port
 
 STAGES = (
     (Stage("the desk answers airline tweets", ("airline",), taught="airline"), "v1"),
-    (Stage("headlines arrive as well", ("airline", "headlines"), taught="headlines", is_base_asked=True), "v2"),
+    (Stage("headlines arrive as well", ("airline", "headlines"), taught="headlines"), "v2"),
 )
 """What is asked, and the version that ends the stage when it serves and is measured."""
 REQUEST_SECONDS = 120.0
@@ -166,7 +166,7 @@ class Story:
         while True:
             for one in await self._watch.look():
                 self._screen.say(one)
-            self._customers.pace.rate = self._plan.training_rate if self._watch.is_training else None
+            self._customers.pace.load = self._plan.training_load if self._watch.is_training else None
             self._screen.show(self._title, self._watch.line, self.tally, self._post.acknowledged)
             if is_done():
                 return

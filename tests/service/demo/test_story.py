@@ -16,7 +16,7 @@ from service.demo.watch import Watch
 from tests.service.demo.fake_daemon import FakeDaemon
 
 QUICK = Plan(
-    training_rate=2000.0,
+    training_load=0.9,
     corrections=16,
     correction_delay_seconds=(0.0, 0.0),
     thumb_delay_seconds=(0.0, 0.0),
