@@ -7,6 +7,7 @@ like any client. Errors of ours become one line on stderr and status 1.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -201,6 +202,8 @@ def demo(
     """Watch a care desk learn two skills while it works."""
     from service.demo.story import Options, run
 
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell's `&` has it ignored: the daemon must not stay behind
+        signal.signal(number, signal.default_int_handler)
     try:
         raise typer.Exit(run(Options(folder=folder, is_json=as_json, is_kept=is_kept)))
     except KeyboardInterrupt:

@@ -79,7 +79,7 @@ def story(client, daemon):
         teach(client, daemon.url, colour, range(10_000 * lesson, 10_000 * lesson + 48))
         wait_for(
             lambda lesson=lesson: champion(daemon.url) == f"desk@v{lesson}",
-            420,
+            1200,
             lambda: httpx.get(f"{daemon.url}/api/status").text + daemon.tail(),
         )
     for traffic in traffics:

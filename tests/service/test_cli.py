@@ -1,8 +1,11 @@
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -210,3 +213,26 @@ def test_the_doctor_speaks_json(tmp_path, capsys):
     run("doctor", "--json", "--config", str(tmp_path / "learnd.toml"))
     checks = json.loads(capsys.readouterr().out)["checks"]
     assert all(set(one) == {"name", "level", "found", "advice"} for one in checks)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_that_is_told_to_end_ends_in_order(number, monkeypatch):
+    """Also in the background of a shell, which has SIGINT ignored there."""
+    ended = []
+
+    def run(_options):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(30)
+        finally:
+            ended.append("the daemon is stopped here")
+
+    monkeypatch.setattr("service.demo.story.run", run)
+    before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit, match="130"):
+            cli.main(["demo"])
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert ended
