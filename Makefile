@@ -14,7 +14,7 @@ test: setup ## every test but those of the whole daemon; ARGS="-k name" for some
 
 # Apart while the loop is being closed: these start the real daemon, and it has not been seen to pass them yet.
 test-end-to-end: setup ## the whole daemon with the real engine
-	@$(BIN)/python -m pytest tests/end_to_end $(ARGS)
+	@$(BIN)/python -m pytest -o faulthandler_timeout=3600 tests/end_to_end $(ARGS)
 
 check: setup ## lint, types, architecture
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest tests/test_architecture.py tests/test_packaging.py

@@ -11,10 +11,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from learners.job import run
 
+_MEMORY = {"hugetlb": 1, "mmap_threshold": 2**32, "trim_threshold": 2**34}
+"""What a step frees is kept for the next one, in huge pages: the kernel need not clear it again."""
+
 _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # a thread that waits leaves its core to what serves
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184",
-    # ^ what a step frees is kept for the next one, in huge pages, and the kernel need not clear it again
+    "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in _MEMORY.items()),
 }
 """Variables of a worker's process, read before its first line."""
 

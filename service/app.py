@@ -56,7 +56,8 @@ def serve(settings: Settings) -> None:
         with ExitStack() as ending:  # undone from the last line to the first, wherever the stop comes
             ending.callback(console.print, "stopped")
             ending.callback(deployments.stop_cluster)
-            base = deployments.start_cluster(settings)
+            deployments.start_cluster(settings)
+            base = deployments.prepare(settings.base.source)
             console.print(f"base {settings.base.served_name} · weights {base.weights_digest[:12]} · {base.path}")
             keeper = deployments.start_keeper(settings, base)
             ending.callback(deployments.stop_keeper, keeper, drain)

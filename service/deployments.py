@@ -37,24 +37,16 @@ QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 # The cluster.
 
 
-def start_cluster(settings: Settings) -> BaseModel:
-    """Start a Ray on this machine's loopback, or join the one at `cluster.address`; no usage reports either way.
-
-    Meanwhile the base is made ready where the replicas run, and not in this process, which stays small.
-    """
+def start_cluster(settings: Settings) -> None:
+    """Start a Ray on this machine's loopback, or join the one at `cluster.address`; no usage reports either way."""
     where: dict[str, Any] = {"address": settings.cluster.address}
     if settings.cluster.address is None:
         cpus = max(os.cpu_count() or 1, _cpus_needed(settings))
         where = {"num_cpus": cpus, "include_dashboard": False}
     ray.init(namespace=NAMESPACE, log_to_driver=settings.logging.level == "debug", logging_level="error", **where)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # in this process: the terminal is the daemon's own
-    base = _prepare.remote(settings.base.source)
     options = HTTPOptions(host=settings.http.host, port=settings.http.port)
     serve.start(http_options=options, logging_config=QUIET)
-    try:
-        return ray.get(base)  # type: ignore[no-any-return] # ray is untyped
-    except RayTaskError as error:
-        raise error.cause from None
 
 
 def stop_cluster() -> None:
@@ -73,6 +65,14 @@ def _cpus_needed(settings: Settings) -> int:
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator] # ray is untyped
 def _prepare(source: str) -> BaseModel:
     return prepare_base(source)
+
+
+def prepare(source: str) -> BaseModel:
+    """The base, made ready where the replicas run and not in this process, which stays small."""
+    try:
+        return ray.get(_prepare.remote(source))  # type: ignore[no-any-return] # ray is untyped
+    except RayTaskError as error:
+        raise error.cause from None
 
 
 # The keeper.
