@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-STOP_SECONDS = 60
+STOP_SECONDS = 120
+"""Longer than the daemon drains: it seals and stops after that."""
 LAST_LINES = 15
 
 

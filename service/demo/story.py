@@ -65,12 +65,19 @@ def run(options: Options) -> int:
     except DemoFailed as error:
         console.print(f"the demo failed: {error.message}\nthe daemon's log: {log}\nits data: {data}", style="red")
         return 1
-    if not options.is_kept:
-        shutil.rmtree(data)
+    except KeyboardInterrupt:
+        _tidy(options, data)
+        raise
+    _tidy(options, data)
     status = report.tell(outcome, options.folder, console)
     if options.is_json:
         print(report.last_line(outcome), flush=True)  # noqa: T201 - what --json promises
     return status
+
+
+def _tidy(options: Options, data: Path) -> None:
+    if not options.is_kept:
+        shutil.rmtree(data, ignore_errors=True)
 
 
 def _with_daemon(options: Options, data: Path, log: Path, console: Console) -> Outcome:

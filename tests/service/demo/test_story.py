@@ -1,4 +1,5 @@
 import io
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from service.demo.outcome import broken_promises, summary
 from service.demo.plan import DemoFailed, Plan
 from service.demo.screen import Screen
-from service.demo.story import Story
+from service.demo.story import Options, Story, run
 from service.demo.texts import Deck, Text
 from service.demo.watch import Watch
 from tests.service.demo.fake_daemon import FakeDaemon
@@ -101,3 +102,16 @@ async def test_a_dead_daemon_is_noticed(texts):
 
 def _fields(plan: Plan) -> dict:
     return {name: getattr(plan, name) for name in Plan.__dataclass_fields__}
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_an_interrupted_demo_leaves_its_data_only_when_it_was_asked_to(is_kept, tmp_path, monkeypatch):
+    def interrupted(_options, data, _log, _console):
+        (data / "ledger.db").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("service.demo.story._with_daemon", interrupted)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        run(Options(folder=tmp_path / "report", is_kept=is_kept))
+    assert len(list(tmp_path.glob("learnd-demo-*/ledger.db"))) == is_kept
