@@ -35,6 +35,38 @@ class Reason(StrEnum):
     SUPERSEDED = "superseded"
     """A later demonstration for the same interaction stands in its place (decided by the ledger)."""
 
+    # What a line's guard finds (`replay.guard`), which an operator may overrule.
+    BAD_TURNS = "bad_turns"
+    """A role that no template knows, nobody asked, or the assistant had the last word already."""
+    TEMPLATE_MARKERS = "template_markers"
+    """The text pretends to be several turns."""
+    DUPLICATE = "duplicate"
+    """The same question with the same reply was admitted within the window."""
+    NEAR_DUPLICATE = "near_duplicate"
+    """Nearly the same question, with the same reply."""
+    CONTAMINATED = "contaminated"
+    """Too like an example on the other side of the held-out split."""
+    HARMFUL = "harmful"
+    """A job that learned it lost what was learned before (found by training on parts)."""
+    CONTRADICTED = "contradicted"
+    """Others say otherwise, and there is no majority."""
+    OUTVOTED = "outvoted"
+    """Most others say otherwise."""
+    OVER_PRINCIPAL_CAP = "over_principal_cap"
+    """One principal gave more of a job's examples than it may."""
+    OVER_TENANT_CAP = "over_tenant_cap"
+    """The same for a tenant."""
+    ECHO = "echo"
+    """A thumb up for a reply that the asker put into the model's mouth."""
+    FLIPPED = "flipped"
+    """Thumbs up and down by one principal on one question asked again and again."""
+
+    # What makes no opinion (`replay.opinions`).
+    CUT_OFF = "cut_off"
+    """The reply failed, or did not come to its end by itself: it would teach to stop half-way."""
+    NO_PAIR = "no_pair"
+    """The two replies are the same, or not to the same question, or one of them is not known."""
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -48,7 +80,7 @@ def admit(interaction: Interaction, feedback: Feedback, max_reply_characters: in
     if feedback.metric_name != DEMONSTRATION:
         return Refusal(Reason.NOT_A_DEMONSTRATION)
     reply = _text(feedback.value)
-    reason = _refusal(interaction, reply, max_reply_characters)
+    reason = refusal(interaction, reply, max_reply_characters)
     if reason is not None:
         return Refusal(reason)
     return Example(
@@ -64,7 +96,8 @@ def admit(interaction: Interaction, feedback: Feedback, max_reply_characters: in
     )
 
 
-def _refusal(interaction: Interaction, reply: str, max_reply_characters: int) -> Reason | None:
+def refusal(interaction: Interaction, reply: str, max_reply_characters: int = MAX_REPLY_CHARACTERS) -> Reason | None:
+    """Why nothing can be learned from this reply to what was asked; None: something can."""
     checks = (
         (Reason.NO_LINE, not interaction.line),
         (Reason.NOT_TRAINABLE, not interaction.is_trainable),

@@ -8,16 +8,20 @@ fresh twice.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from sqlalchemy import ColumnElement, Connection, Select, bindparam, delete, func, insert, select, update
 
+from replay import memory
 from replay.admission import Reason, Refusal, admit
 from replay.join import supersedes
 from replay.records import Example, Feedback, Interaction, Split
-from replay.tables import example, example_of, feedback, use
+from replay.tables import example, example_of, feedback, use, vetted
+
+Vet = Callable[[Connection, Interaction, Feedback, Example], Example | Refusal]
+"""What a line's guard makes of an example (`replay.vetting`)."""
 
 _CHUNK = 500
 """Ids in one statement, well under every database's limit."""
@@ -56,8 +60,8 @@ class Waiting:
     """The newest one's place: a job keeps it, so that the next asks for what came after."""
 
 
-def take(conn: Connection, interaction: Interaction, said: Feedback) -> Reason | None:
-    """Admit what was said of an interaction as a fresh example, or give the reason why not.
+def take(conn: Connection, interaction: Interaction, said: Feedback, vet: Vet | None = None) -> Reason | None:
+    """Admit what was said of an interaction as a fresh example, or give the reason why not; `vet` has the last word.
 
     A newer demonstration replaces one that is still fresh; one that a job holds or a version learned stands beside it.
     """
@@ -69,8 +73,19 @@ def take(conn: Connection, interaction: Interaction, said: Feedback) -> Reason |
         return Reason.SUPERSEDED
     if older is not None and older.state == State.FRESH:
         _supersede(conn, older.seq, older.id)
-    _store(conn, verdict)
+    final = verdict if vet is None else vet(conn, interaction, said, verdict)
+    if isinstance(final, Refusal):
+        return final.reason
+    store(conn, final)
     return None
+
+
+def store(conn: Connection, admitted: Example) -> None:
+    """Put an example at the end of what its line has to learn from."""
+    names = ("id", "interaction_id", "feedback_id", "line", "slice", "split", "weight", "admitted_at")
+    body = {"messages": list(admitted.messages), "reply": admitted.reply}
+    plain = {name: getattr(admitted, name) for name in names}
+    conn.execute(_ADMITTED, {**plain, "body": body, "state": State.FRESH, "attempts": 0})
 
 
 def fresh(conn: Connection, line: str, after: int = 0) -> list[Example]:
@@ -135,11 +150,12 @@ def consume(conn: Connection, job: str, version: str, remembered: Iterable[str] 
         conn.execute(insert(use), [{"example_id": e, "version": version} for e in news])
     is_held = (example.c.job == job, example.c.state == State.RESERVED)
     conn.execute(update(example).where(*is_held).values(state=State.TRAINED, version=version))
+    memory.keep(conn, held)
     return len(held)
 
 
 def trained(conn: Connection, line: str) -> list[Example]:
-    """Read what promoted versions learned, without what they were measured on: a buffer is filled from it."""
+    """Read what promoted versions learned, without what they were measured on: all that `replay.memory` keeps the best of."""
     return _latest(_read(conn, _of(line, State.TRAINED).where(example.c.split == Split.TRAIN)))
 
 
@@ -152,7 +168,16 @@ def holdouts(conn: Connection, line: str, per_slice: int | None = None) -> dict[
     slices: dict[str, list[Example]] = {}
     for held in _latest(_read(conn, _of(line, State.TRAINED).where(example.c.split == Split.HOLDOUT))):
         slices.setdefault(held.slice, []).append(held)
-    return {name: _sampled(members, per_slice) for name, members in sorted(slices.items())}
+    return {name: rotated(members, per_slice) for name, members in sorted(slices.items())}
+
+
+def rotated(members: Sequence[Example], limit: int | None, turn: int = 0) -> list[Example]:
+    """At most `limit` of the examples by the hash of their ids, at each turn the next ones, round and round."""
+    by_hash = sorted(members, key=lambda e: hashlib.sha256(e.id.encode()).digest())
+    if limit is not None and len(by_hash) > limit:
+        start = turn * limit % len(by_hash)
+        by_hash = [*by_hash[start:], *by_hash[:start]]
+    return sorted(by_hash[:limit], key=lambda e: e.seq)
 
 
 def counts(conn: Connection) -> dict[str, dict[str, int]]:
@@ -172,18 +197,14 @@ def used_in(conn: Connection, feedback_id: str) -> list[str]:
 
 def forget(conn: Connection, interaction_ids: Sequence[str]) -> int:
     """Blank the examples of these interactions and keep them from every later job. Returns how many."""
-    blank = {"state": State.FORGOTTEN, "job": None, "body": {"messages": [], "reply": ""}}
+    blank = {"state": State.FORGOTTEN, "job": None, "key": None, "body": {"messages": [], "reply": ""}}
     return conn.execute(update(example).where(example.c.interaction_id.in_(interaction_ids)).values(blank)).rowcount
 
 
-def _store(conn: Connection, admitted: Example) -> None:
-    names = ("id", "interaction_id", "feedback_id", "line", "slice", "split", "weight", "admitted_at")
-    body = {"messages": list(admitted.messages), "reply": admitted.reply}
-    plain = {name: getattr(admitted, name) for name in names}
-    conn.execute(_ADMITTED, {**plain, "body": body, "state": State.FRESH, "attempts": 0})
-
-
 def _supersede(conn: Connection, seq: int, feedback_id: str) -> None:
+    identity = select(example.c.id).where(example.c.seq == seq).scalar_subquery()
+    told = {"state": "superseded", "reason": Reason.SUPERSEDED}  # as `replay.guard.Standing` has it
+    conn.execute(update(vetted).where(vetted.c.example_id == identity).values(told))
     conn.execute(delete(example).where(example.c.seq == seq))
     conn.execute(update(feedback).where(feedback.c.id == feedback_id).values(refusal=Reason.SUPERSEDED))
 
@@ -200,8 +221,3 @@ def _read(conn: Connection, query: Select[*tuple[object, ...]]) -> list[Example]
 def _latest(examples: list[Example]) -> list[Example]:
     """Keep the last example of each interaction, in the order of their places."""
     return sorted({e.interaction_id: e for e in examples}.values(), key=lambda e: e.seq)
-
-
-def _sampled(members: list[Example], limit: int | None) -> list[Example]:
-    by_hash = sorted(members, key=lambda e: hashlib.sha256(e.id.encode()).digest())
-    return sorted(by_hash[:limit], key=lambda e: e.seq)

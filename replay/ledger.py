@@ -9,35 +9,33 @@ here too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, text, update
 
-from replay import archive, tables
+from replay import archive, examples, opinions, shadows, tables, vetting, votes
 from replay.examples import (
     State,
     Waiting,
-    consume,
     counts,
     fresh,
     holdouts,
-    reclaim,
-    release,
     reserve,
     reserved,
+    rotated,
     trained,
     used_in,
     waiting,
 )
-from replay.examples import forget as _forget_examples
 from replay.intake import FeedbackConflict, chunks, give, give_all, interaction, record
-from replay.outcomes import UnitOutcome, feedback_of, outcomes, recent_failures
+from replay.outcomes import UnitOutcome, exposed_twice, feedback_of, last_heard, outcomes, recent_failures
 from replay.records import Feedback, FeedbackStatus
 from replay.tables import metadata
 
 __all__ = [
+    "AnotherSchema",
     "FeedbackConflict",
     "FeedbackView",
     "Sizes",
@@ -48,6 +46,7 @@ __all__ = [
     "counts",
     "create",
     "expire",
+    "exposed_twice",
     "feedback_of",
     "feedback_view",
     "forget",
@@ -56,20 +55,26 @@ __all__ = [
     "give_all",
     "holdouts",
     "interaction",
+    "last_heard",
     "metadata",
     "outcomes",
     "recent_failures",
     "reclaim",
     "record",
+    "refuse_another_schema",
     "release",
     "reserve",
     "reserved",
+    "rotated",
     "seal",
     "sizes",
     "trained",
     "used_in",
     "waiting",
 ]
+
+SCHEMA = 5
+"""Of all tables in the ledger's file, the conductor's too; to be raised whenever one changes."""
 
 _IN_WORDS = ("demonstration", "comment")
 """Metrics whose value is text."""
@@ -107,9 +112,53 @@ class Sizes:
     segments: int
 
 
+class AnotherSchema(Exception):
+    """The ledger's tables are those of another version of learnd; the message says what to do."""
+
+
+def refuse_another_schema(file: Path) -> None:
+    """Raise `AnotherSchema` when the ledger in `file` says that its tables are of another version.
+
+    Its header is read, SQLite is not asked: a second connection would touch the log that the writer alone may recover.
+    """
+    header = _head(file)
+    found = int.from_bytes(header[60:64], "big") if header.startswith(b"SQLite format 3\0") else 0
+    if found not in {0, SCHEMA}:  # 0: not yet written there
+        raise AnotherSchema(
+            f"{file} has tables of version {found}, this learnd's are of version {SCHEMA}: "
+            "go on with the learnd that wrote it, or begin with another data_dir"
+        )
+
+
+def _head(file: Path) -> bytes:
+    if not file.exists():
+        return b""
+    with file.open("rb") as opened:
+        return opened.read(64)
+
+
 def create(conn: Connection) -> None:
-    """Make the tables that are missing."""
+    """Make the tables that are missing, and note their version."""
     metadata.create_all(conn)
+    conn.execute(text(f"PRAGMA user_version = {SCHEMA}"))
+
+
+def release(conn: Connection, job: str) -> int:
+    """Take back what a job holds: its examples, which are counted, and its opinions."""
+    opinions.release(conn, job)
+    return examples.release(conn, job)
+
+
+def reclaim(conn: Connection, job: str, ids: Sequence[str]) -> int:
+    """Give an ended job what it held, as far as nobody else took it. Returns how many examples."""
+    opinions.reclaim(conn, job)
+    return examples.reclaim(conn, job, ids)
+
+
+def consume(conn: Connection, job: str, version: str, remembered: Iterable[str] = ()) -> int:
+    """Mark what a job holds as learned by `version`, with the examples that it rehearsed. Returns how many were new examples."""
+    opinions.consume(conn, job, version)
+    return examples.consume(conn, job, version, remembered)
 
 
 def expire(conn: Connection, before: float) -> int:
@@ -130,24 +179,31 @@ def feedback_view(conn: Connection, feedback_id: str) -> FeedbackView | None:
         feedback=said,
         status=FeedbackStatus(row["status"]),
         refusal=row["refusal"],
-        used_in=used_in(conn, feedback_id),
+        used_in=sorted({*used_in(conn, feedback_id), *opinions.used_in(conn, feedback_id)}),
         served_by=asked.version if asked else None,
     )
 
 
 def sizes(conn: Connection) -> Sizes:
-    """Measure the ledger."""
+    """Measure the ledger, without reading all of it: it is asked at each scrape, while everybody waits.
+
+    No interaction and no feedback is ever deleted, so the last one's place is their number.
+    """
     asked, said = tables.interaction, tables.feedback
     is_open = asked.c.segment.is_(None)
-    by_status = conn.execute(select(said.c.status, func.count(), func.min(said.c.received_at)).group_by(said.c.status)).all()
+    oldest = select(func.count(), func.min(said.c.received_at))
+    pending, oldest_at = conn.execute(oldest.where(said.c.status == FeedbackStatus.PENDING)).one()
+    expired = conn.execute(oldest.where(said.c.status == FeedbackStatus.EXPIRED)).one()[0]
+    matched = (conn.scalar(select(func.max(said.c.seq))) or 0) - pending - expired
+    by_status = {FeedbackStatus.MATCHED: matched, FeedbackStatus.PENDING: pending, FeedbackStatus.EXPIRED: expired}
     by_reason = select(said.c.refusal, func.count()).where(said.c.refusal.is_not(None)).group_by(said.c.refusal)
     opened = conn.execute(select(func.count(), func.min(asked.c.at)).where(is_open)).one()
     return Sizes(
-        interactions=conn.scalar(select(func.count()).select_from(asked)) or 0,
+        interactions=conn.scalar(select(func.max(asked.c.seq))) or 0,
         open_interactions=opened[0],
         oldest_open_at=opened[1],
-        feedback={status: number for status, number, _ in by_status},
-        oldest_pending_at=next((at for status, _, at in by_status if status == FeedbackStatus.PENDING), None),
+        feedback={status.value: number for status, number in by_status.items() if number},
+        oldest_pending_at=oldest_at,
         refusals={row[0]: row[1] for row in conn.execute(by_reason)},
         examples=counts(conn),
         segments=conn.scalar(select(func.count()).select_from(tables.segment)) or 0,
@@ -190,7 +246,11 @@ def forget(conn: Connection, folder: Path, interaction_ids: Sequence[str]) -> in
     archive.erase(folder, interaction_ids)
     known = 0
     for chunk in chunks(list(interaction_ids)):
-        _forget_examples(conn, chunk)
+        examples.forget(conn, chunk)
+        opinions.forget(conn, chunk)
+        vetting.forget(conn, chunk)
+        votes.forget(conn, chunk)
+        shadows.forget(conn, chunk)
         is_on_them = said.c.inference_id.in_(chunk)
         conn.execute(update(said).where(is_on_them).values(comment=None, tags={}))
         conn.execute(update(said).where(is_on_them, said.c.metric_name.in_(_IN_WORDS)).values(value=""))

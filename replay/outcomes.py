@@ -9,11 +9,11 @@ grows. (One bounded outcome for each unit of randomisation: requests of one user
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, func, select
 
 from replay.join import Said, last_word
 from replay.records import Arm, FeedbackStatus, FeedbackValue
@@ -27,6 +27,20 @@ FAILURE = 0.0
 """The reward of a reply that nobody judged, and of one that the server failed to give."""
 
 Reward = Callable[[FeedbackValue], float]
+Arms = tuple[Arm, Arm]
+TRIAL: Arms = (Arm.CANDIDATE, Arm.CONTROL)
+"""The two that are compared, unless others are named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What gives a request a loss besides its reward: it has missed a bound, or a metric says so."""
+
+    has_missed: Callable[[Any], bool] | None = None
+    """Asked with the request's row."""
+    metric: str | None = None
+    """Else the metric whose reward, turned over, is the loss; silence is one half."""
+    reward: Reward | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +57,38 @@ class UnitOutcome:
     errors: int
     """Failed replies among `requests`; a client that hung up or asked wrongly is no failure."""
     requests: int
+    asked_at: float | None = None
+    """When the first of them came in; None: not known, so taken as `first_at`."""
+    is_silent: bool = False
+    """Nobody has said anything under the metric of any counted request; False until it is matured."""
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """By guard: mean over its counted requests, in [0, 1]; empty until it is matured."""
+    unheard: frozenset[str] = frozenset()
+    """The guards whose metric nobody has said anything under."""
 
 
 def outcomes(
-    conn: Connection, trial: str, metric: str, window_seconds: float, now: float, *, reward: Reward
+    conn: Connection,
+    trial: str,
+    metric: str,
+    window_seconds: float,
+    now: float,
+    *,
+    reward: Reward,
+    guards: Mapping[str, Guard] | None = None,
+    arms: Arms = TRIAL,
 ) -> list[UnitOutcome]:
     """Give each unit's outcome by its first answer; a unit seen in both arms (which nested weights avoid) is left out.
 
-    `reward` maps a value of `metric` into [0, 1].
+    `trial` is the name that the requests are recorded under. `reward` maps a value of `metric` into [0, 1]; `guards` are what
+    else is lost, by name.
     """
     requests: dict[str, list[Row[*tuple[Any, ...]]]] = defaultdict(list)
-    for row in conn.execute(_requests(trial)):
+    for row in conn.execute(_requests(trial, arms)):
         requests[row.unit].append(row)
-    said = feedback_of(conn, trial, metric)
-    found = [
-        _outcome(rows, said, window_seconds, now, reward) for rows in requests.values() if len({row.arm for row in rows}) == 1
-    ]
+    asked = guards or {}
+    words = _Words(metric, reward, asked, _heard(conn, trial, {metric, *(g.metric for g in asked.values() if g.metric)}))
+    found = [_outcome(rows, words, window_seconds, now) for rows in requests.values() if len({row.arm for row in rows}) == 1]
     return sorted(found, key=lambda o: (o.first_at, o.unit))
 
 
@@ -82,46 +112,102 @@ def recent_failures(conn: Connection, trial: str, arm: Arm, last: int) -> int:
     return sum(is_failure(error) for error in conn.scalars(query.order_by(interaction.c.seq.desc()).limit(last)))
 
 
+def exposed_twice(conn: Connection, trial: str, since: float = 0.0) -> int:
+    """How many units both arms have answered, which should be none; of requests that came `since` then."""
+    of = interaction.c
+    arms = select(of.unit).where(of.trial == trial, of.arm.in_([Arm.CANDIDATE, Arm.CONTROL]), of.at >= since)
+    twice = arms.group_by(of.unit).having(func.count(of.arm.distinct()) > 1).subquery()
+    return conn.scalar(select(func.count()).select_from(twice)) or 0
+
+
+def last_heard(conn: Connection, trial: str, metric: str) -> float | None:
+    """When the last feedback under `metric` came on a trial's interactions, by the server's clock."""
+    query = select(func.max(feedback.c.received_at)).join(interaction, interaction.c.id == feedback.c.inference_id)
+    found: float | None = conn.scalar(query.where(interaction.c.trial == trial, feedback.c.metric_name == metric))
+    return found
+
+
 def is_failure(error: str | None) -> bool:
     """Whether the server failed to reply, by the interaction's `error`."""
     return error is not None and error != "client_disconnected" and not error.startswith("http_4")
 
 
-def _requests(trial: str) -> Any:
-    answered_at = (interaction.c.at + interaction.c.latency_seconds).label("answered_at")
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """How a trial's requests are judged, and what was said of them: by metric, then by interaction."""
+
+    metric: str
+    reward: Reward
+    guards: Mapping[str, Guard]
+    heard: Mapping[str, Mapping[str, Sequence[Said]]]
+
+    def of(self, metric: str | None, request: str, closes_at: float) -> Said | None:
+        """The last word on a request under a metric."""
+        return last_word(self.heard.get(metric or self.metric, {}).get(request, ()), closes_at)
+
+
+def _heard(conn: Connection, trial: str, metrics: Iterable[str]) -> dict[str, Mapping[str, Sequence[Said]]]:
+    return {metric: feedback_of(conn, trial, metric) for metric in metrics}
+
+
+def _requests(trial: str, arms: Arms) -> Any:
+    of = interaction.c
+    answered_at = (of.at + of.latency_seconds).label("answered_at")
+    measured = (of.latency_seconds, of.ttft_seconds, of.reply_tokens)
     return (
-        select(interaction.c.id, interaction.c.unit, interaction.c.arm, interaction.c.error, answered_at)
-        .where(interaction.c.trial == trial, interaction.c.arm.in_([Arm.CANDIDATE, Arm.CONTROL]))
-        .order_by(answered_at, interaction.c.seq)
+        select(of.id, of.unit, of.arm, of.error, of.at, *measured, answered_at)
+        .where(of.trial == trial, of.arm.in_(arms))
+        .order_by(answered_at, of.seq)
     )
 
 
-def _outcome(
-    rows: Sequence[Row[*tuple[Any, ...]]],
-    said: Mapping[str, Sequence[Said]],
-    window_seconds: float,
-    now: float,
-    reward: Reward,
-) -> UnitOutcome:
+def _outcome(rows: Sequence[Row[*tuple[Any, ...]]], words: _Words, window_seconds: float, now: float) -> UnitOutcome:
     """Judge one unit by its requests, in the order of their answers."""
     first_at = rows[0].answered_at
     closes_at = first_at + window_seconds
     counted = [row for row in rows if row.answered_at <= closes_at][:REQUESTS_PER_UNIT]
     is_matured = now >= closes_at
-    total = sum(_reward(row, said.get(row.id, ()), closes_at, reward) for row in counted) if is_matured else 0.0
-    return UnitOutcome(
-        unit=rows[0].unit,
-        arm=Arm(rows[0].arm),
-        first_at=first_at,
-        reward=total / len(counted) if is_matured else None,
-        is_matured=is_matured,
-        errors=sum(is_failure(row.error) for row in counted),
-        requests=len(counted),
-    )
+    plain: dict[str, Any] = {
+        "unit": rows[0].unit,
+        "arm": Arm(rows[0].arm),
+        "first_at": first_at,
+        "is_matured": is_matured,
+        "errors": sum(is_failure(row.error) for row in counted),
+        "requests": len(counted),
+        "asked_at": min(row.at for row in rows),
+    }
+    return UnitOutcome(reward=None, **plain) if not is_matured else UnitOutcome(**plain, **_judged(counted, words, closes_at))
 
 
-def _reward(row: Row[*tuple[Any, ...]], said: Sequence[Said], closes_at: float, reward: Reward) -> float:
+def _judged(counted: Sequence[Row[*tuple[Any, ...]]], words: _Words, closes_at: float) -> dict[str, Any]:
+    """What a matured unit experienced, as the mean over its counted requests."""
+
+    def is_silent(metric: str) -> bool:
+        return all(words.of(metric, row.id, closes_at) is None for row in counted)
+
+    def loss(guard: Guard) -> Callable[[Row[*tuple[Any, ...]]], float]:
+        return lambda row: _loss(row, guard, words, closes_at)
+
+    def mean(value: Callable[[Row[*tuple[Any, ...]]], float]) -> float:
+        return sum(map(value, counted)) / len(counted)
+
+    return {
+        "reward": mean(lambda row: _reward(row, words, closes_at)),
+        "is_silent": is_silent(words.metric),
+        "losses": {name: mean(loss(guard)) for name, guard in words.guards.items()},
+        "unheard": frozenset(name for name, guard in words.guards.items() if guard.metric and is_silent(guard.metric)),
+    }
+
+
+def _reward(row: Row[*tuple[Any, ...]], words: _Words, closes_at: float) -> float:
     if is_failure(row.error):
         return FAILURE
-    word = last_word(said, closes_at)
-    return SILENCE if word is None else reward(word.value)
+    word = words.of(None, row.id, closes_at)
+    return SILENCE if word is None else words.reward(word.value)
+
+
+def _loss(row: Row[*tuple[Any, ...]], guard: Guard, words: _Words, closes_at: float) -> float:
+    if guard.has_missed is not None:
+        return float(guard.has_missed(row))
+    word = words.of(guard.metric, row.id, closes_at)
+    return 1.0 - SILENCE if word is None or guard.reward is None else 1.0 - guard.reward(word.value)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, Literal
 
 Message = dict[str, Any]
@@ -19,11 +21,12 @@ FeedbackValue = bool | float | str | dict[str, Any]
 
 
 class Arm(StrEnum):
-    """Why a version answered: the champion outside a trial, one side of a trial, or a name that the client pinned."""
+    """Why a version answered: the champion outside a trial, one side of a trial, the anchor, or a name that the client pinned."""
 
     CHAMPION = "champion"
     CONTROL = "control"
     CANDIDATE = "candidate"
+    ANCHOR = "anchor"
     PINNED = "pinned"
     BASE = "base"
 
@@ -95,8 +98,16 @@ class Feedback:
 
     def body_digest(self) -> str:
         """Digest of what the client said, without what the server added: equal bodies are repeats, others conflicts."""
-        said = [self.inference_id, self.metric_name, self.value, self.comment, self.source, self.tags]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        value = [json.dumps(self.value, sort_keys=True)] if isinstance(self.value, dict) else self.value
+        said = (self.inference_id, self.metric_name, value, self.comment, self.source, sorted(self.tags.items()))
+        return hashlib.sha256(ascii(said).encode()).hexdigest()
+
+    def __reduce__(self) -> tuple[type[Feedback], tuple[Any, ...]]:
+        """Pickled as its values: feedback crosses processes by the thousand, and a dataclass looks its fields up for each."""
+        return Feedback, _VALUES_OF_FEEDBACK(self)
+
+
+_VALUES_OF_FEEDBACK = attrgetter(*(f.name for f in fields(Feedback)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +120,10 @@ class Receipt:
     is_repeat: bool = False
     """The same id with the same body was already stored."""
     served_by: str | None = None
+
+    def __reduce__(self) -> tuple[type[Receipt], tuple[Any, ...]]:
+        """As `Feedback` is."""
+        return Receipt, (self.id, self.status, self.inference_id, self.is_repeat, self.served_by)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +145,42 @@ class Example:
     admitted_at: float = 0.0
     source: Literal["fresh", "remembered", "general"] = "fresh"
     """The part it plays in a job's mixture."""
+
+
+class Source(StrEnum):
+    """Where an opinion comes from."""
+
+    THUMB = "thumb"
+    CORRECTION = "correction"
+    PICK = "pick"
+    """A `preference` between two replies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What somebody thought of one reply, or of two. A good one is to become likelier, a bad one less likely."""
+
+    id: str
+    """Of the feedback."""
+    messages: tuple[Message, ...]
+    good: str | None
+    bad: str | None
+    """One of the two for a thumb, both for a pair."""
+    split: Split
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which opinions a line learns from; `lines.NAME.learning.preferences` in the settings says what each means."""
+
+    thumbs: Mapping[str, bool] = field(default_factory=dict)
+    """Metrics, each with the value that means good."""
+    corrections: bool = False
+    picks: bool = False
+    min_items: int = 64
+    min_minority: int = 8
+    max_items: int = 1000
 
 
 def asked_digest(line: str, messages: tuple[Message, ...]) -> str:

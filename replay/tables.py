@@ -2,18 +2,34 @@
 
 Columns bear the names of the record's fields, so the two ways are one line each. An interaction that was sealed keeps a
 slim row: everything but what was said, which is in the archive's segment that the row names. Only
-`replay/ledger.py`, `intake.py`, `examples.py` and `outcomes.py` query these tables.
+`replay/ledger.py`, `intake.py`, `examples.py`, `memory.py` and `outcomes.py` query these tables.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import JSON, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, RowMapping, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    RowMapping,
+    String,
+    Table,
+    Text,
+)
 
-from replay.records import Arm, Example, Feedback, Interaction, Split
+from replay.records import Arm, Example, Feedback, FeedbackStatus, Interaction, Split
 
 metadata = MetaData()
 
@@ -64,7 +80,9 @@ feedback = Table(
     Column("segment", Integer),
 )
 Index("feedback_by_status", feedback.c.status, feedback.c.received_at)
+Index("feedback_refused", feedback.c.refusal, sqlite_where=feedback.c.refusal.is_not(None))
 Index("feedback_open", feedback.c.seq, sqlite_where=feedback.c.segment.is_(None))
+Index("feedback_preference", feedback.c.seq, sqlite_where=feedback.c.metric_name == "preference")
 
 example = Table(
     "example",
@@ -83,9 +101,20 @@ example = Table(
     Column("job", String, index=True),
     Column("version", String),
     Column("attempts", Integer, nullable=False, default=0),
+    Column("key", Float),  # its place in what the line remembers (`replay.memory`); null while it has none
     sqlite_autoincrement=True,  # jobs keep a seq as their cursor: a deleted row's number must not come back
 )
 Index("example_by_state", example.c.line, example.c.state, example.c.seq)
+REMEMBERED = ("id", "interaction_id", "feedback_id", "split", "weight", "admitted_at", "body")
+"""What is read of an example that is remembered: all of it stands in the index, side by side, so the table is not read."""
+Index(
+    "example_remembered",
+    example.c.line,
+    example.c.slice,
+    example.c.key.desc(),
+    *(example.c[name] for name in REMEMBERED),
+    sqlite_where=example.c.key.is_not(None),
+)
 
 use = Table(
     "example_use",
@@ -104,8 +133,93 @@ segment = Table(
     Column("last_at", Float, nullable=False),
 )
 
+vetted = Table(
+    "vetted",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("example_id", String, nullable=False, unique=True),
+    Column("feedback_id", String, nullable=False, unique=True),
+    Column("interaction_id", String, nullable=False, index=True),
+    Column("line", String, nullable=False),
+    Column("slice", String, nullable=False),
+    Column("tenant", String, nullable=False),  # the API key that gave it
+    Column("principal", String, nullable=False),  # with whose question it was about
+    Column("asked", String, nullable=False),  # digest of the cleaned prompt
+    Column("cluster", String, nullable=False),  # the first prompt that this one is like: its split is theirs
+    Column("said", String, nullable=False),  # digest of the reply as it is compared
+    Column("words", Integer, nullable=False),  # in the reply
+    Column("numbers", String, nullable=False),  # digest of the prompt's words with digits
+    Column("shingles", LargeBinary, nullable=False),
+    Column("split", String, nullable=False),
+    Column("occurred_at", Float, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("state", String, nullable=False),
+    Column("reason", String),
+    Column("decided_by", String),  # who overruled it
+    Column("decided_at", Float),
+)
+"""What the guard thought of each demonstration, and why."""
+Index("vetted_asked", vetted.c.line, vetted.c.asked)
+Index("vetted_cluster", vetted.c.line, vetted.c.cluster)
+Index("vetted_recent", vetted.c.line, vetted.c.slice, vetted.c.seq)
+Index("vetted_by_state", vetted.c.state, vetted.c.line, vetted.c.reason)
+
+trace = Table(
+    "trace",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("key", Integer, nullable=False, index=True),
+    Column("vetted", Integer, nullable=False, index=True),
+)
+"""Keys under which prompts that may be alike meet; see `replay.similarity`."""
+
+vote = Table(
+    "vote",
+    metadata,
+    Column("feedback_id", String, primary_key=True),
+    Column("seq", Integer, nullable=False),  # the feedback's
+    Column("interaction_id", String, nullable=False, index=True),
+    Column("line", String, nullable=False),
+    Column("principal", String, nullable=False),
+    Column("asked", String, nullable=False),
+    Column("metric", String, nullable=False),
+    Column("value", Boolean, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("state", String, nullable=False),
+    Column("reason", String),
+    Column("decided_by", String),
+    Column("decided_at", Float),
+)
+"""Thumbs that may be learned from, and those that look bought."""
+Index("vote_of", vote.c.line, vote.c.principal, vote.c.asked, vote.c.value)
+Index("vote_by_state", vote.c.state, vote.c.line, vote.c.reason)
+
+opinion = Table(
+    "opinion",
+    metadata,
+    Column("feedback_id", String, primary_key=True),
+    Column("interaction_id", String, nullable=False, index=True),
+    Column("other_id", String, index=True),  # the other reply of a `preference`
+    Column("line", String, nullable=False),
+    Column("source", String, nullable=False),  # `replay.opinions.Source`
+    Column("split", String, nullable=False),
+    Column("body", JSON(none_as_null=True)),  # messages, good and bad; null once learned, refused or erased
+    Column("state", String, nullable=False),
+    Column("reason", String),
+    Column("job", String, index=True),
+    Column("version", String),
+)
+"""Thumbs and pairs of replies that a job took, and those that cannot be learned from; what waits has no row."""
+Index("opinion_by_state", opinion.c.line, opinion.c.state)
+
+cursor = Table("cursor", metadata, Column("name", String, primary_key=True), Column("seq", Integer, nullable=False))
+"""How far a reader has come in what is stored."""
+
 _INTERACTION = tuple(f.name for f in fields(Interaction))
 _FEEDBACK = tuple(f.name for f in fields(Feedback))
+GIVEN = (*(name for name in _FEEDBACK if name not in {"value", "tags"}), "value", "tags", "digest", "status")
+"""The columns of feedback as it comes in, as `given` orders them."""
+_PLAIN = attrgetter(*GIVEN[:-4])
 
 Row = dict[str, Any]
 Stored = Mapping[str, Any] | RowMapping
@@ -116,6 +230,12 @@ def row_of(record: Interaction | Feedback) -> Row:
     names = _INTERACTION if isinstance(record, Interaction) else _FEEDBACK
     row = {name: getattr(record, name) for name in names}
     return {**row, "messages": list(record.messages), "arm": record.arm.value} if isinstance(record, Interaction) else row
+
+
+def given(said: Feedback, digest: str, status: FeedbackStatus) -> tuple[Any, ...]:
+    """A row of new feedback as the driver takes it, JSON as text; in the order of `GIVEN`."""
+    value = ("true" if said.value else "false") if isinstance(said.value, bool) else json.dumps(said.value)
+    return (*_PLAIN(said), value, json.dumps(said.tags) if said.tags else "{}", digest, status.value)
 
 
 def interaction_of(row: Stored) -> Interaction:

@@ -1,9 +1,13 @@
+import contextlib
 import dataclasses
+import pickle
+import sqlite3
 
 import pytest
 
 from replay import archive, ledger
 from replay.records import FeedbackStatus, Receipt
+from replay.writer import Writer
 
 
 def test_an_interaction_comes_back_as_it_was_stored(conn, asked):
@@ -148,3 +152,66 @@ def test_erasure_takes_the_words_everywhere_and_leaves_the_evidence(conn, asked,
     assert ledger.fresh(conn, "desk") == []
     assert ledger.give(conn, said("a3", id="again"), tmp_path).status is FeedbackStatus.MATCHED
     assert ledger.feedback_view(conn, "again").refusal == "no_prompt"
+
+
+def test_a_ledger_of_another_version_is_refused_and_ones_own_is_not(tmp_path):
+    file = tmp_path / "ledger.db"
+    ledger.refuse_another_schema(file)
+    writer = Writer(file)
+    writer.close()
+    ledger.refuse_another_schema(file)  # its daemon died before it had tables
+    writer = Writer(file)
+    writer.submit(ledger.create).result()
+    writer.close()
+    ledger.refuse_another_schema(file)
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        db.execute("PRAGMA user_version = 1")
+    with pytest.raises(ledger.AnotherSchema, match=f"tables of version 1, this learnd's are of version {ledger.SCHEMA}"):
+        ledger.refuse_another_schema(file)
+
+
+def test_a_damaged_ledger_is_left_to_who_opens_it(tmp_path):
+    (tmp_path / "ledger.db").write_bytes(b"no database" * 1000)
+    ledger.refuse_another_schema(tmp_path / "ledger.db")
+
+
+def steps(conn, work):
+    """How many instructions of its machine SQLite takes for `work`: time, but exact."""
+    taken = [0]
+
+    def count():
+        taken[0] += 1
+
+    raw = conn.connection.driver_connection
+    raw.set_progress_handler(count, 1)
+    work()
+    raw.set_progress_handler(None, 0)
+    return taken[0]
+
+
+def test_measuring_it_costs_the_same_however_much_is_stored(conn, asked, said):
+    ledger.record(conn, [asked()])
+    ledger.give_all(conn, [said("a1", "x", id=f"d{i}", occurred_at=float(i)) for i in range(3)])  # two of them superseded
+    thumbs = [said("a1", value=True, id=f"t{i}", metric_name="thumb") for i in range(2000)]
+    ledger.give_all(conn, [*thumbs[:20], said("later", id="early")])
+    few = steps(conn, lambda: ledger.sizes(conn))
+    ledger.give_all(conn, thumbs)
+    sizes = ledger.sizes(conn)
+    assert (sizes.interactions, sizes.feedback, sizes.refusals) == (1, {"matched": 2003, "pending": 1}, {"superseded": 2})
+    assert steps(conn, lambda: ledger.sizes(conn)) == few
+
+
+@pytest.mark.parametrize("value", [True, False, 1, 0.5, "Grüße 🌍\n", {"role": "assistant", "content": "A"}])
+def test_what_was_said_comes_back_as_it_was_said(conn, said, value):
+    given = said("a1", value, tags={"b": "2", "a": "1"}, comment="ü", source="code", principal="p")
+    ledger.give(conn, given)
+    found = ledger.feedback_view(conn, given.id).feedback
+    assert (found, type(found.value)) == (given, type(value))
+    assert pickle.loads(pickle.dumps(given)) == given
+
+
+def test_digests_tell_bodies_apart_and_not_their_order(said):
+    bodies = [True, 1, "True", "1", {"a": 1}, '{"a": 1}']
+    assert len({said("a1", value).body_digest() for value in bodies}) == len(bodies)
+    ways = [said("a1", {"a": 1, "b": 2}, tags={"x": "1", "y": "2"}), said("a1", {"b": 2, "a": 1}, tags={"y": "2", "x": "1"})]
+    assert len({way.body_digest() for way in ways}) == 1

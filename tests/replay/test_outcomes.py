@@ -28,8 +28,8 @@ def trial(conn, asked, said):
 def test_a_unit_matures_when_its_window_closes(trial):
     trial.ask("a1", "u1", at=0.0, latency_seconds=2.0)
     trial.thumb("a1", True, at=5.0)
-    assert trial.look(now=101.9) == [UnitOutcome("u1", Arm.CANDIDATE, 2.0, None, False, errors=0, requests=1)]
-    assert trial.look(now=102.0) == [UnitOutcome("u1", Arm.CANDIDATE, 2.0, 1.0, True, errors=0, requests=1)]
+    assert trial.look(now=101.9) == [UnitOutcome("u1", Arm.CANDIDATE, 2.0, None, False, errors=0, requests=1, asked_at=0.0)]
+    assert trial.look(now=102.0) == [UnitOutcome("u1", Arm.CANDIDATE, 2.0, 1.0, True, errors=0, requests=1, asked_at=0.0)]
 
 
 def test_silence_is_half_a_failure_nothing_and_the_mean_is_the_units(trial):

@@ -1,0 +1,153 @@
+"""What the guard holds or refused, as a person sees it, and the person's own word on it.
+
+Functions on a connection. Nothing is kept twice: what is released is made anew from the interaction and the feedback.
+Called by the daemon with who decided; `replay.vetting` and `replay.votes` fill it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, Table, delete, func, literal, select, union_all, update
+
+from replay import tables
+from replay.admission import Reason, Refusal, admit
+from replay.examples import State, store
+from replay.guard import Guard, Standing
+from replay.intake import interaction
+from replay.records import split_of
+from replay.tables import example, feedback, vetted, vote
+from replay.vetting import Guards, cleaned, overturn
+
+Decision = Literal["release", "drop"]
+
+
+class NotHeld(Exception):
+    """The guard did not stop this feedback, or nothing can be learned from it any more; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One piece of feedback that the guard looked at."""
+
+    feedback_id: str
+    interaction_id: str
+    line: str
+    kind: Literal["demonstration", "vote"]
+    principal: str
+    state: Standing
+    reason: str
+    at: float
+    decided_by: str | None
+    decided_at: float | None
+
+
+def cases(conn: Connection, line: str, states: tuple[Standing, ...], reason: str | None, limit: int) -> list[Case]:
+    """What stands so on a line, newest first; the first `limit` of it."""
+    both = union_all(*(_cases(table, line, states, reason, limit) for table in (vetted, vote))).subquery()
+    rows = conn.execute(select(both).order_by(both.c.at.desc(), both.c.feedback_id).limit(limit)).mappings()
+    return [Case(**{**row, "state": Standing(row["state"])}) for row in rows]
+
+
+def counts(conn: Connection) -> dict[str, dict[str, dict[str, int]]]:
+    """Count what the guard stopped: by line, then `held`, `refused` and `dropped`, then by reason."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for table in (vetted, vote):
+        columns = (table.c.line, table.c.state, table.c.reason)
+        stopped = table.c.state.in_([Standing.HELD, Standing.REFUSED, Standing.DROPPED])
+        for line, state, reason, number in conn.execute(select(*columns, func.count()).where(stopped).group_by(*columns)):
+            by_reason = found.setdefault(line, {}).setdefault(state, {})
+            by_reason[reason] = by_reason.get(reason, 0) + number
+    return found
+
+
+def case(conn: Connection, feedback_id: str) -> Case:
+    """How one piece of feedback stands; raises `NotHeld` when no guard has looked at it."""
+    table, _ = _find(conn, feedback_id)
+    return _case(conn, table, feedback_id)
+
+
+def hold(conn: Connection, example_ids: Sequence[str]) -> int:
+    """Hold fresh examples that were seen to do harm; returns how many. What a person released, or no guard has seen, stays."""
+    held = 0
+    for row in conn.execute(select(vetted).where(vetted.c.example_id.in_(example_ids))).mappings().all():
+        if row["state"] == Standing.ADMITTED:
+            overturn(conn, row, Standing.HELD, Reason.HARMFUL)
+            held += conn.scalar(select(vetted.c.state).where(vetted.c.seq == row["seq"])) == Standing.HELD
+    return held
+
+
+def decide(
+    conn: Connection, feedback_id: str, decision: Decision, by: str, now: float, guards: Guards, folder: Path | None = None
+) -> Case:
+    """Overrule the guard on one piece of feedback; said again, nothing changes. Raises `NotHeld`."""
+    table, row = _find(conn, feedback_id)
+    after = Standing.RELEASED if decision == "release" else Standing.DROPPED
+    if row["state"] != after:
+        if row["state"] in {Standing.SUPERSEDED, "pending"}:
+            raise NotHeld(f"feedback {feedback_id!r} is {row['state']}: there is nothing to decide")
+        if decision == "release" and row["state"] == Standing.ADMITTED:
+            raise NotHeld(f"feedback {feedback_id!r} is learned from already: the guard did not stop it")
+        _carry_out(conn, table, row, decision, guards(row["line"]), folder)
+        told = {"state": after, "decided_by": by, "decided_at": now}
+        conn.execute(update(table).where(table.c.feedback_id == feedback_id).values(told))
+        refusal = None if decision == "release" else row["reason"] or "dropped"
+        conn.execute(update(feedback).where(feedback.c.id == feedback_id).values(refusal=refusal))
+    return _case(conn, table, feedback_id)
+
+
+def _carry_out(
+    conn: Connection, table: Table, row: RowMapping, decision: Decision, guard: Guard | None, folder: Path | None
+) -> None:
+    if table is vote:
+        return
+    if decision == "release":
+        _make_anew(conn, row, guard, folder)
+        return
+    of_it = example.c.id == row["example_id"]
+    conn.execute(delete(example).where(of_it, example.c.state == State.FRESH))
+    if (state := conn.scalar(select(example.c.state).where(of_it))) is not None:
+        raise NotHeld(f"feedback {row['feedback_id']!r} is {state}: a job has it; erase it by its interaction, or roll back")
+
+
+def _make_anew(conn: Connection, row: RowMapping, guard: Guard | None, folder: Path | None) -> None:
+    said = conn.execute(select(feedback).where(feedback.c.id == row["feedback_id"])).mappings().one()
+    asked = interaction(conn, row["interaction_id"], folder)
+    admitted = None if asked is None else admit(asked, tables.feedback_of(said))
+    if admitted is None or isinstance(admitted, Refusal):
+        why = "its interaction is gone" if admitted is None else admitted.reason
+        raise NotHeld(f"feedback {row['feedback_id']!r} cannot be learned from any more: {why}")
+    final = admitted if guard is None else cleaned(admitted, guard)
+    store(conn, replace(final, split=split_of(row["cluster"])))
+
+
+def _find(conn: Connection, feedback_id: str) -> tuple[Table, RowMapping]:
+    for table in (vetted, vote):
+        row = conn.execute(select(table).where(_is(table, feedback_id))).mappings().one_or_none()
+        if row is not None:
+            return table, row
+    raise NotHeld(f"the guard has not looked at any feedback {feedback_id!r}: see `learnd quarantine list`")
+
+
+def _is(table: Table, feedback_id: str) -> ColumnElement[bool]:
+    return table.c.feedback_id == feedback_id
+
+
+def _cases(table: Table, line: str, states: tuple[Standing, ...], reason: str | None, limit: int) -> Select[Any]:
+    chosen = [table.c.line == line, table.c.state.in_(states), *([] if reason is None else [table.c.reason == reason])]
+    part = _columns(table).where(*chosen).order_by(table.c.at.desc(), table.c.feedback_id).limit(limit).subquery()
+    return select(part)
+
+
+def _columns(table: Table) -> Select[Any]:
+    names = ("feedback_id", "interaction_id", "line", "principal", "state", "at", "decided_by", "decided_at")
+    kind = literal("demonstration" if table is vetted else "vote").label("kind")
+    return select(*(table.c[name] for name in names), kind, func.coalesce(table.c.reason, "").label("reason"))
+
+
+def _case(conn: Connection, table: Table, feedback_id: str) -> Case:
+    row = conn.execute(_columns(table).where(_is(table, feedback_id))).mappings().one()
+    return Case(**{**row, "state": Standing(row["state"])})
