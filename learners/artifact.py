@@ -1,5 +1,7 @@
 """A version on disk: plain peft files, a manifest that names every other file by digest, a fingerprint, a marker last.
 
+What its strategy leaves for the next job, if anything, lies beside them (`CONSOLIDATION`).
+
 `seal` makes a folder a version; `check` says whether it is one that may be served by this base. The version's digest is
 that of its manifest.
 """
@@ -13,19 +15,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
+
 from learners.adapter import CONFIG, WEIGHTS, Unservable
 from learners.adapter import check as check_adapter
 from learners.base import BaseModel
 
-MANIFEST, FINGERPRINT, COMPLETE = "manifest.json", "fingerprint.json", "COMPLETE"
+MANIFEST, FINGERPRINT, CONSOLIDATION, COMPLETE = "manifest.json", "fingerprint.json", "consolidation.safetensors", "COMPLETE"
+
+State = Mapping[str, torch.Tensor]
+"""What a strategy leaves in a version for the next job; empty: nothing."""
 
 
-def seal(folder: Path, manifest: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str:
-    """Write fingerprint and manifest beside the adapter's files, flush it all, put the marker; returns the digest."""
+def seal(folder: Path, manifest: Mapping[str, Any], fingerprint: Mapping[str, Any], state: State | None = None) -> str:
+    """Write the rest beside the adapter's files, flush it all, put the marker; returns the digest."""
     _write(folder / FINGERPRINT, json.dumps(fingerprint))
-    files = {name: _digest(folder / name) for name in (WEIGHTS, CONFIG, FINGERPRINT)}
+    if state:
+        save_file(dict(state), folder / CONSOLIDATION)
+    named = (WEIGHTS, CONFIG, FINGERPRINT, *([CONSOLIDATION] if state else []))
+    files = {name: _digest(folder / name) for name in named}
     _write(folder / MANIFEST, json.dumps({**manifest, "files": files}, indent=1, sort_keys=True))
-    flush(folder / WEIGHTS, folder / CONFIG)
+    flush(*(folder / name for name in named))
     _write(folder / COMPLETE, "")
     flush(folder)
     return _digest(folder / MANIFEST)
@@ -48,6 +59,12 @@ def check(folder: Path, base: BaseModel, max_rank: int) -> str:
         raise Unservable(f"{folder} was made for another base: its {', '.join(changed)} differ from those that serve")
     check_adapter(folder, max_rank, base.path)
     return _digest(folder / MANIFEST)
+
+
+def consolidation(folder: Path | None) -> dict[str, torch.Tensor]:
+    """What the strategy of a version left in its folder; empty when it left nothing, or there is no version."""
+    file = folder / CONSOLIDATION if folder else None
+    return load_file(file) if file and file.exists() else {}
 
 
 def _digest(path: Path) -> str:

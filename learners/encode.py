@@ -5,6 +5,7 @@ Padding on the left lines up the ends of the replies, so that logits are needed 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +31,20 @@ class Encoded:
     input_ids: list[int]
     labels: list[int]
     weight: float = 1.0
+    key: int = 0
+    """What stands for the example's id where only numbers do (`key_of`)."""
+    source: str = "fresh"
+    """The part it plays in a job's mixture, as `replay.records.Example` has it."""
 
     @property
     def reply_length(self) -> int:
         """Tokens that carry the loss, the end token among them."""
         return sum(label != IGNORED for label in self.labels)
+
+
+def key_of(example_id: str) -> int:
+    """A number of 63 bits for an example's id: the same everywhere."""
+    return int.from_bytes(hashlib.sha256(example_id.encode()).digest()[:8], "big") >> 1
 
 
 def encode(tokenizer: Any, messages: Sequence[Message], reply: str, max_length: int, weight: float = 1.0) -> Encoded:
@@ -69,7 +79,7 @@ def _plain(message: Message) -> Message:
 
 
 def collate(examples: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
-    """One batch, padded on the left: `input_ids`, `attention_mask`, `position_ids`, `labels` (B, L) and `weights` (B)."""
+    """One batch, padded on the left: `input_ids`, `attention_mask`, `position_ids`, `labels` (B, L), `weights` and `keys` (B)."""
     longest = max(len(e.input_ids) for e in examples)
 
     def padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
@@ -82,11 +92,24 @@ def collate(examples: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]
         "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
         "labels": padded([e.labels for e in examples], IGNORED),
         "weights": torch.tensor([e.weight for e in examples]),
+        "keys": torch.tensor([e.key for e in examples]),
     }
 
 
 def token_losses(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Cross entropy of each reply token in nats, its mask, and whether greedy decoding would choose it: (B, K) each.
+    """Cross entropy of each reply token in nats, its mask, and whether greedy decoding would choose it: (B, K) each."""
+    logits, wanted = reply_logits(model, batch)
+    return cross_entropies(logits, wanted), wanted != IGNORED, logits.argmax(-1) == wanted
+
+
+def cross_entropies(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Of logits (B, K, V) and labels (B, K), in nats: (B, K), zero where the label is `IGNORED`."""
+    losses = cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view_as(wanted)
+
+
+def reply_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, K, V) of the columns that predict the replies, in fp32, and the labels there (B, K).
 
     K is the longest reply: only the K columns that predict it get logits, which over a vocabulary of 49k would be half of
     a small model's work. They are named by index, not counted from the end: a slice of the hidden states is not contiguous,
@@ -97,6 +120,4 @@ def token_losses(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.T
     columns = torch.arange(length - width - 1, length - 1, device=labels.device)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
     logits = model(**inputs, logits_to_keep=columns, use_cache=False).logits.float()
-    wanted = labels[:, -width:]
-    losses = cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.view_as(wanted), wanted != IGNORED, logits.argmax(-1) == wanted
+    return logits, labels[:, -width:]

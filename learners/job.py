@@ -1,8 +1,8 @@
 """One update from start to finish, all of it in the job's folder, so that any process may take it up again.
 
-spec.json examples.jsonl older.jsonl  what to do (written by whoever asks)
-before.json                           scores of base and champion, kept while training
-checkpoints/                          where training goes on after a death
+spec.json *.jsonl                     what to do (written by whoever asks)
+before.json compared.json             what base and champion give, kept while training
+checkpoints/ preference/              where training goes on after a death
 trained/                              the adapter and the trainer's metrics, when training is done
 artifact/ evaluation.json             what is left at the end
 """
@@ -13,15 +13,20 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from learners import adapter, artifact, precision
+from learners import adapter, afterwards, artifact, precision
 from learners.base import BaseModel, from_json
-from learners.encode import Encoded, Unencodable, encode
+from learners.comparison import NEUTRAL_FILE, Comparison
+from learners.encode import Encoded, Unencodable, encode, key_of
 from learners.evaluate import logprobs, score
-from learners.trainer import fit
+from learners.initial import MIRRORED
+from learners.sharding import is_sharded
+from learners.strategy import STRATEGIES, Beside
+from learners.trainer import GATHERED, fit
 
 PROBES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -38,32 +43,102 @@ def run(folder: Path, *, is_main: bool = True) -> None:
     """Do what is left of the job in `folder`; with several workers, `is_main` is the one that measures and writes."""
     if (folder / "evaluation.json").exists():
         return
-    spec = json.loads((folder / "spec.json").read_text())
-    base, settings = from_json(spec["base"]), spec["learning"]
-    report = _reporter(folder) if is_main else lambda _: None
-    report({"phase": "loading"})
-    kind = spec.get("dtype") or precision.fastest()
-    model, tokenizer = adapter.load_base(base.path, kind)
-    data = _Data(folder, tokenizer, settings["max_length"])
-    trained = folder / "trained"
-    is_trained = trained.exists()
-    parent = Path(spec["parent"]) if spec["parent"] else None
-    shape = {name: settings[name] for name in ("rank", "alpha", "dropout", "seed")}
-    model = adapter.attach(model, trained if is_trained else parent, **shape)
-    if not is_trained:
-        if is_main:
-            report({"phase": "measuring the champion"})
-            _once(folder / "before.json", lambda: _before(model, data, tokenizer.pad_token_id))
-        metrics = fit(
-            model, tokenizer, data.of("train"), data.of("validation"), settings, kind, folder / "checkpoints",
-            lambda told: report({"phase": "training", **told}),
-        )  # fmt: skip
-        if is_main:
-            _keep(model, base, {**metrics, "precision": kind}, trained)
+    update = _Update(folder, is_main=is_main)
+    if not update.is_trained:
+        update.measure_champion()
+        update.train()
     if is_main:
-        report({"phase": "measuring the candidate"})
-        _finish(folder, spec, base, model, tokenizer, data)
-        report({"phase": "done"})
+        update.conclude()
+
+
+class _Update:
+    """A job under way: the base with the adapter on it, what it learns from, and how."""
+
+    def __init__(self, folder: Path, *, is_main: bool) -> None:
+        self._folder, self._is_main = folder, is_main
+        self._report = _reporter(folder) if is_main else lambda _: None
+        self._report({"phase": "loading"})
+        self._spec = json.loads((folder / "spec.json").read_text())
+        self._base, self._settings = from_json(self._spec["base"]), self._spec["learning"]
+        self._strategy = STRATEGIES[self._settings["strategy"]]
+        asked = self._spec.get("dtype") or self._settings.get("precision", "auto")
+        self._kind = precision.fastest() if asked == "auto" else asked
+        model, self._tokenizer = adapter.load_base(self._base.path, self._kind)
+        self._data = _Data(folder, self._tokenizer, self._settings["max_length"])
+        self._parent = Path(self._spec["parent"]) if self._spec["parent"] else None
+        self._shape = _shape(self._settings)
+        trained = folder / "trained"
+        self.is_trained = trained.exists()
+        self._model = adapter.attach(model, trained if self.is_trained else self._parent, **self._shape)
+        older = [example for _, is_new, _, examples in self._data.held_out if not is_new for example in examples]
+        self._comparison = Comparison(folder, self._tokenizer, self._settings["max_length"], older)
+
+    def measure_champion(self) -> None:
+        """Note what base and champion give, once."""
+        if self._is_main:
+            self._report({"phase": "measuring the champion"})
+            _once(self._folder / "before.json", lambda: _before(self._model, self._data, self._tokenizer.pad_token_id))
+            _once(self._folder / "compared.json", lambda: self._comparison.before(self._model))
+
+    def train(self) -> None:
+        """Imitate, then learn from opinions, and keep what came of it."""
+        after = afterwards.Afterwards(
+            self._folder, self._model, self._tokenizer, self._settings, self._kind, self._penalty
+        )  # while the adapter is the champion's
+        metrics = after.learn(self._imitate, self._keep, self._report)
+        self._keep({**metrics, "precision": self._kind}, self._folder / "trained")
+
+    def conclude(self) -> None:
+        """Leave what the next job needs, measure the candidate, and make the version's folder."""
+        self._report({"phase": "consolidating"})
+        before, fresh = artifact.consolidation(self._parent), self._data.of("train", "fresh")
+        kept = {key_of(name) for name in self._spec["kept"]} if "kept" in self._spec else None
+        pad_id, factors = self._tokenizer.pad_token_id, adapter.factors(self._model)
+        state = self._strategy.consolidate(self._model, factors, before, fresh, pad_id, self._settings, kept)
+        self._report({"phase": "measuring the candidate"})
+        compared = self._comparison.after(self._model, json.loads((self._folder / "compared.json").read_text()))
+        beside = {**compared, "looks": self._spec.get("looks", {})}
+        _finish(self._folder, self._spec, self._base, self._model, self._tokenizer, self._data, state, beside)
+        self._report({"phase": "done"})
+
+    def _imitate(self) -> Json:
+        """Learn to give the replies of the examples, by the strategy."""
+        strategy, settings, data = self._strategy, self._settings, self._data
+        is_fresh, is_stacked = self._parent is None or strategy.is_from_base, strategy.is_stacked and self._parent is not None
+        if strategy.is_from_base:
+            adapter.renew(self._model, settings["seed"], self._shape["init"])
+        if is_stacked:
+            adapter.stack(self._model, settings["seed"])
+        training, options = data.of("train"), {**settings, **self._spec.get("trainer", {})}
+        penalty = self._penalty(sum(example.reply_length for example in training))
+        distillation = strategy.distillation(data.of("train", "remembered"), artifact.consolidation(self._parent), settings)
+        metrics = fit(
+            self._model, self._tokenizer, training, data.of("validation"), options, self._kind, self._folder / "checkpoints",
+            lambda told: self._report({"phase": "training", **told}), penalty, distillation,
+        )  # fmt: skip
+        if is_sharded(options) and self._is_main:
+            base = adapter.load_base(self._base.path, self._kind)[0]
+            self._model = adapter.attach(base, self._folder / "checkpoints" / GATHERED, **self._shape)
+        if is_stacked:
+            metrics["compression_error"] = adapter.compress(self._model, settings["rank"])
+        if is_fresh and self._shape["init"] in MIRRORED:
+            adapter.settle(self._model)
+        return metrics
+
+    def _penalty(self, items: int) -> Beside | None:
+        """The strategy's penalty beside a loss that is a mean over so many items, anchored where the adapter is now."""
+        factors, left = adapter.factors(self._model), artifact.consolidation(self._parent)
+        return self._strategy.penalty(factors, left, items, self._settings)
+
+    def _keep(self, metrics: Json, place: Path) -> None:
+        if self._is_main:
+            _keep(self._model, self._base, metrics, place)
+
+
+def _shape(settings: Mapping[str, Any]) -> Json:
+    """What an adapter is attached by; a job's folder from before there were variants names none."""
+    plain = {name: settings[name] for name in ("rank", "alpha", "dropout", "seed")}
+    return {**plain, "init": settings.get("init", "default"), "rslora": settings.get("rslora", False)}
 
 
 class _Data:
@@ -85,12 +160,12 @@ class _Data:
             except Unencodable as error:
                 self.skipped[row["id"]] = str(error)
             else:
-                kept.append({**row, "encoded": encoded})
+                kept.append({**row, "encoded": replace(encoded, key=key_of(row["id"]), source=row["source"])})
         return kept
 
-    def of(self, split: str) -> list[Encoded]:
-        """The examples of one split, in the plan's order."""
-        return [row["encoded"] for row in self.rows if row["split"] == split]
+    def of(self, split: str, source: str = "") -> list[Encoded]:
+        """The examples of one split, or of one source of it, in the plan's order."""
+        return [row["encoded"] for row in self.rows if row["split"] == split and source in ("", row["source"])]
 
     @cached_property
     def held_out(self) -> list[tuple[str, bool, list[str], list[Encoded]]]:
@@ -116,8 +191,8 @@ def _before(model: Any, data: _Data, pad_id: int) -> Json:
 
 
 def _keep(model: Any, base: BaseModel, metrics: Json, trained: Path) -> None:
-    """Write the trained adapter, whole or not at all; a job that dies after this does not train again."""
-    aside = trained.with_name(".trained")
+    """Write the adapter as trained so far, whole or not at all; a job that dies after this does not do that part again."""
+    aside = trained.with_name(f".{trained.name}")
     shutil.rmtree(aside, ignore_errors=True)
     adapter.write(model, aside, base.name)
     _write(aside / "metrics.json", metrics)
@@ -125,7 +200,9 @@ def _keep(model: Any, base: BaseModel, metrics: Json, trained: Path) -> None:
     aside.rename(trained)
 
 
-def _finish(folder: Path, spec: Json, base: BaseModel, model: Any, tokenizer: Any, data: _Data) -> None:
+def _finish(
+    folder: Path, spec: Json, base: BaseModel, model: Any, tokenizer: Any, data: _Data, state: artifact.State, beside: Json
+) -> None:
     """Measure the candidate, make the version's folder, and say so last."""
     before = json.loads((folder / "before.json").read_text())
     slices = {
@@ -142,11 +219,13 @@ def _finish(folder: Path, spec: Json, base: BaseModel, model: Any, tokenizer: An
     aside.mkdir()
     for name in (adapter.WEIGHTS, adapter.CONFIG):
         shutil.copyfile(folder / "trained" / name, aside / name)
-    artifact.seal(aside, _manifest(folder, spec, base, data), _fingerprint(model, tokenizer, data.of("train")[:4]))
+    artifact.seal(aside, _manifest(folder, spec, base, data), _fingerprint(model, tokenizer, data.of("train")[:4]), state)
     shutil.rmtree(folder / "artifact", ignore_errors=True)
     aside.rename(folder / "artifact")
-    _write(folder / "evaluation.json", {"slices": slices})
-    for name in ("checkpoints", "trained"):
+    _write(folder / "evaluation.json", {"slices": slices, **beside})
+    for name in (NEUTRAL_FILE, "compared.json"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("checkpoints", afterwards.FOLDER, "trained"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
@@ -158,6 +237,9 @@ def _manifest(folder: Path, spec: Json, base: BaseModel, data: _Data) -> Json:
         "base": base.digests,
         "examples": learned,
         "skipped": data.skipped,
+        "suites": spec.get("suites", {}),
+        "general": spec.get("general"),
+        **afterwards.manifest(folder),
         "metrics": json.loads((folder / "trained" / "metrics.json").read_text()),
     }
 

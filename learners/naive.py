@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from replay.mixture import mix
 from replay.records import Example
@@ -12,6 +13,8 @@ class Naive:
     """Learn the fresh examples from the champion's weights."""
 
     name = "naive"
+    is_from_base = False
+    is_stacked = False
 
     def plan(
         self,
@@ -23,3 +26,14 @@ class Naive:
     ) -> list[Example]:
         """The fresh examples alone."""
         return mix(fresh, (), (), 0.0, seed)
+
+    def penalty(self, *_: Any) -> None:
+        """Nothing stands beside the loss."""
+
+    def distillation(self, *_: Any) -> Any:
+        """Remembered examples are learned as they are."""
+        return None
+
+    def consolidate(self, *_: Any) -> dict[str, Any]:
+        """Nothing is left for the next job."""
+        return {}

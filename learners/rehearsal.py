@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from learners.naive import Naive
 from replay.mixture import mix
 from replay.records import Example
 
 
-class Rehearsal:
+class Rehearsal(Naive):
     """Learn fresh, remembered and general examples in one seeded plan."""
 
     name = "replay"

@@ -1,4 +1,4 @@
-"""TRL's SFT trainer with our data and our loss. The only door to trl.
+"""TRL's SFT trainer with our data and our loss. With `learners/preference.py` the only door to trl.
 
 The loss is the weighted mean of the reply tokens' cross entropy over a whole optimiser step, also under accumulation and
 over several workers; logits are computed for the replies' columns only. Everything else (schedule, clipping, checkpoints,
@@ -20,17 +20,38 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from learners.encode import Encoded, collate, token_losses
-from learners.order import Order
+from learners import sharding
+from learners.dark import Distillation
+from learners.encode import IGNORED, Encoded, collate, cross_entropies, reply_logits
+from learners.order import Order, epoch_size
 from learners.precision import Precision
+from learners.strategy import Beside
+from learners.tracking import tracked
 
 WHOLE = "COMPLETE"
 """The marker of a checkpoint that was written to its end."""
+
+GATHERED = "gathered"
+"""The whole adapter, beside the checkpoints, when no worker has it."""
+
+DEFAULTS: dict[str, Any] = {
+    "progressive_mixing": (),
+    "lr_scheduler": "cosine",
+    "gradient_checkpointing": "auto",
+    "report_to": (),
+    "deepspeed": None,
+    "fsdp": {},
+}
+"""Of settings that a job's folder may lack: one that was prepared before there were these goes on as it began."""
 
 CHECKS_PER_EPOCH = 2
 """Validations and checkpoints in an epoch: a job that dies loses no more than half of one."""
 
 Report = Callable[[Mapping[str, Any]], None]
+
+
+class Lifeless(ValueError):
+    """A part of the loss has no effect although it should have one; the message says which."""
 
 
 def fit(
@@ -42,25 +63,40 @@ def fit(
     precision: Precision,
     folder: Path,
     report: Report,
-) -> dict[str, float]:
+    penalty: Beside | None = None,
+    distillation: Distillation | None = None,
+) -> dict[str, Any]:
     """Train the adapter on `model` in place, going on from the folder's last whole checkpoint; returns the trainer's metrics.
 
-    `settings` are the line's learning settings by name; `report` is told of steps, loss, tokens a second and time left.
+    `settings` are the line's learning settings by name; `report` is told of steps, loss, tokens a second and time left;
+    `penalty` stands beside the loss, which it is told of, `distillation` in the place of remembered examples' losses; both say
+    in the end what they came to.
     """
     if not training:
         raise ValueError("there is nothing to train on: every example is held out or cannot be encoded")
-    patience = int(settings["early_stopping_patience"])
-    trainer = _Trainer(
-        model=model,
-        args=_arguments(settings, precision, folder, len(training), has_validation=bool(validation)),
-        train_dataset=_dataset(training),
-        eval_dataset=_dataset(validation) if validation else None,
-        processing_class=tokenizer,
-        data_collator=partial(_collated, pad_id=tokenizer.pad_token_id),
-        callbacks=[_Reporter(report), *([EarlyStoppingCallback(patience)] if patience and validation else [])],
-    )
-    done = trainer.train(resume_from_checkpoint=last_whole(folder))
-    return {name: float(value) for name, value in done.metrics.items()}
+    settings = {**DEFAULTS, **settings}
+    patience, shares = int(settings["early_stopping_patience"]), settings["progressive_mixing"]
+    size = epoch_size([example.source for example in training], shares)
+    with tracked(settings["report_to"], folder.parent) as tracking:
+        trainer = _Trainer(
+            model=model,
+            args=_arguments(settings, precision, folder, size, has_validation=bool(validation), tracking=tracking),
+            train_dataset=_dataset(training),
+            eval_dataset=_dataset(validation) if validation else None,
+            processing_class=tokenizer,
+            data_collator=partial(_collated, pad_id=tokenizer.pad_token_id),
+            callbacks=[reporter := Reporter(report), *([EarlyStoppingCallback(patience)] if patience and validation else [])],
+            penalty=penalty,
+            distillation=distillation,
+            shares=shares,
+        )
+        done = trainer.train(resume_from_checkpoint=last_whole(folder))
+    if not done.training_loss:
+        raise Lifeless("the loss was exactly zero throughout: nothing was learned")
+    if sharding.is_sharded(settings):
+        trainer.save_model(str(folder / GATHERED))
+    metrics = {name: float(value) for name, value in done.metrics.items()} | {"tokens_per_second": reporter.tokens_per_second}
+    return metrics | {name: told for part in (penalty, distillation) if part for name, told in part.outcome().items()}
 
 
 def last_whole(folder: Path) -> str | None:
@@ -70,7 +106,13 @@ def last_whole(folder: Path) -> str | None:
 
 
 def _arguments(
-    settings: Mapping[str, Any], precision: Precision, folder: Path, examples: int, *, has_validation: bool
+    settings: Mapping[str, Any],
+    precision: Precision,
+    folder: Path,
+    examples: int,
+    *,
+    has_validation: bool,
+    tracking: Mapping[str, Any],
 ) -> SFTConfig:
     has_gpu = torch.cuda.is_available()
     steps = math.ceil(examples / (settings["batch_size"] * settings["accumulation"] * int(os.environ.get("WORLD_SIZE", "1"))))
@@ -86,7 +128,7 @@ def _arguments(
         weight_decay=settings["weight_decay"],
         max_grad_norm=settings["max_grad_norm"],
         seed=settings["seed"],
-        lr_scheduler_type="cosine",
+        lr_scheduler_type=settings["lr_scheduler"],
         eval_strategy="steps" if has_validation else "no",
         save_strategy="steps",
         eval_steps=math.ceil(steps / CHECKS_PER_EPOCH),
@@ -96,31 +138,55 @@ def _arguments(
         include_num_input_tokens_seen="non_padding",
         use_cpu=not has_gpu,
         bf16=precision == "bfloat16",
-        gradient_checkpointing=has_gpu,
+        gradient_checkpointing=has_gpu
+        if settings["gradient_checkpointing"] == "auto"
+        else settings["gradient_checkpointing"] == "on",
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
-        report_to="none",
         disable_tqdm=True,
         **best,
+        **tracking,
+        **sharding.arguments(settings),
     )
 
 
 def _dataset(examples: Sequence[Encoded]) -> Dataset:
-    rows = [{"input_ids": e.input_ids, "labels": e.labels, "weight": e.weight} for e in examples]
+    rows = [
+        {"input_ids": e.input_ids, "labels": e.labels, "weight": e.weight, "key": e.key, "source": e.source} for e in examples
+    ]
     return Dataset.from_list(rows)
 
 
 def _collated(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
-    return collate([Encoded(row["input_ids"], row["labels"], row["weight"]) for row in rows], pad_id)
+    return collate([Encoded(row["input_ids"], row["labels"], row["weight"], row["key"]) for row in rows], pad_id)
 
 
 class _Trainer(SFTTrainer):  # type: ignore[misc] # trl is untyped
-    """SFT with the weighted reply loss, in our order."""
+    """SFT with the weighted reply loss, in our order, and a penalty beside it."""
+
+    is_fsdp_enabled: bool
+
+    def __init__(
+        self, *args: Any, penalty: Beside | None, distillation: Distillation | None, shares: Sequence[float], **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._shares = shares
+        self._penalty = penalty
+        self._distillation = distillation
+        self._is_proven = False
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """See `Trainer`; and FSDP where accelerate has none."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            sharding.share_out_on_cpus(self.accelerator, self.args.fsdp_plugin_args)
+            self.is_fsdp_enabled = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:
         rows = self.train_dataset if train_dataset is None else train_dataset
         step_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return Order([len(ids) for ids in rows["input_ids"]], step_size, self.args.seed)
+        lengths, epochs = [len(ids) for ids in rows["input_ids"]], self.args.num_train_epochs
+        return Order(lengths, step_size, self.args.seed, list(rows["source"]), self._shares, epochs)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """None: a version's manifest says more."""
@@ -128,27 +194,56 @@ class _Trainer(SFTTrainer):  # type: ignore[misc] # trl is untyped
     def compute_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Sum of weighted token losses over the step's tokens; see `Trainer.compute_loss` for the protocol."""
-        losses, mask, _ = token_losses(model, inputs)
-        total = (losses * mask * inputs["weights"][:, None]).sum()
-        if num_items_in_batch is None:
-            loss = total / mask.sum()
-        else:
-            loss = total / num_items_in_batch * (self.accelerator.num_processes if self.args.average_tokens_across_devices else 1)
+        """Sum of weighted token losses over the step's tokens, and the penalty; see `Trainer.compute_loss` for the protocol.
+
+        Losses of a step's batches are added and gradients of workers averaged. So each batch brings its share of the
+        penalty, and each worker the whole of it. Without the step's tokens the trainer itself divides by the batches.
+        """
+        weights = inputs["weights"].requires_grad_(model.training and not self._is_proven)
+        loss = self._weighted(model, inputs, num_items_in_batch)
+        if weights.requires_grad:
+            _prove_that_weights_count(loss, weights)
+            self._is_proven = True
+        if self._penalty is not None and model.training:  # validation asks how well it learns, not how far it went
+            batches = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
+            added = self._penalty()
+            self._penalty.note(loss * batches, added)
+            loss = loss + added / batches
         return (loss, {}) if return_outputs else loss
 
+    def _weighted(self, model: Any, inputs: Mapping[str, torch.Tensor], num_items_in_batch: Any) -> torch.Tensor:
+        logits, wanted = reply_logits(model, inputs)
+        losses, mask = cross_entropies(logits, wanted), wanted != IGNORED
+        if self._distillation is not None:
+            losses = self._distillation(losses, logits, inputs["keys"])
+        total: torch.Tensor = (losses * mask * inputs["weights"][:, None]).sum()
+        if num_items_in_batch is None:
+            return total / mask.sum()
+        workers = int(self.accelerator.num_processes) if self.args.average_tokens_across_devices else 1
+        mean: torch.Tensor = total / num_items_in_batch * workers
+        return mean
 
-class _Reporter(TrainerCallback):  # type: ignore[misc] # transformers is untyped
-    """Tells how far the training is."""
+
+def _prove_that_weights_count(loss: torch.Tensor, weights: torch.Tensor) -> None:
+    """Raise `Lifeless` unless the loss, and so its gradient, changes with the weights of a batch's examples."""
+    (slope,) = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True) if loss.requires_grad else (None,)
+    if slope is None or not slope.any():
+        raise Lifeless("the weights of the examples do not reach the gradient: each would count as if it had none")
+
+
+class Reporter(TrainerCallback):  # type: ignore[misc] # transformers is untyped
+    """Tells how far the training is, and marks its checkpoints as whole."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
         self._began = time.monotonic()
-        self._first = 0
+        self._first, self._first_token = 0, 0
+        self.tokens_per_second = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - transformers' signature
         """Note where it starts from: a resumed job has done some steps."""
         self._began, self._first = time.monotonic(), state.global_step
+        self._first_token = state.num_input_tokens_seen
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - transformers' signature
         """Mark the checkpoint as whole: this is called when its last file is written."""
@@ -162,13 +257,13 @@ class _Reporter(TrainerCallback):  # type: ignore[misc] # transformers is untype
         passed = time.monotonic() - self._began
         steps = max(state.global_step - self._first, 1)
         left = (state.max_steps - state.global_step) * passed / steps
-        tokens = state.num_input_tokens_seen / passed if state.num_input_tokens_seen else None
+        self.tokens_per_second = (state.num_input_tokens_seen - self._first_token) / passed
         self._report(
             {
                 "step": state.global_step,
                 "steps": state.max_steps,
                 "loss": logs["loss"],
-                "tokens_per_second": tokens,
+                "tokens_per_second": self.tokens_per_second or None,
                 "eta_seconds": left,
             }
         )

@@ -2,6 +2,8 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from learners import adapter, artifact
 
@@ -46,3 +48,16 @@ def test_a_damaged_version_is_refused(version, base, damage, said):
 def test_another_base_is_refused(version, base, part):
     with pytest.raises(adapter.Unservable, match=f"made for another base: its {part}"):
         artifact.check(version, replace(base, **{f"{part}_digest": "other"}), 16)
+
+
+def test_what_a_strategy_leaves_is_part_of_the_version(written, base):
+    assert artifact.consolidation(None) == artifact.consolidation(written) == {}
+    left = {"a": torch.tensor([[1.5, 0.0]]), "b": torch.tensor([3e-30])}
+    artifact.seal(written, {"base": base.digests}, {"probes": []}, left)
+    found = artifact.consolidation(written)
+    assert found.keys() == left.keys()
+    assert all(torch.equal(found[name], left[name]) for name in left)
+    artifact.check(written, base, 16)
+    save_file({"a": left["a"]}, written / artifact.CONSOLIDATION)
+    with pytest.raises(adapter.Unservable, match="changed or damaged"):
+        artifact.check(written, base, 16)

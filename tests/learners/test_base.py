@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from learners import base as bases
-from learners.base import BaseMissing, as_json, from_json, prepare
+from learners.base import BaseMissing, as_json, from_json, prepare, refuse_another
 
 
 def test_a_folder_is_taken_as_it_is(base):
@@ -52,3 +52,20 @@ def test_the_builtin_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(BaseMissing, match="No space left"):
         prepare("builtin:smollm2-135m", tmp_path)
     assert list((tmp_path / "bases").iterdir()) == []
+
+
+@pytest.mark.parametrize("part", ["weights", "tokenizer", "template"])
+def test_a_base_that_changed_under_its_versions_is_refused(base, tmp_path, part):
+    version = tmp_path / "desk" / "v1"
+    version.mkdir(parents=True)
+    (version / "manifest.json").write_text(json.dumps({"base": base.digests}))
+    refuse_another(base, tmp_path)
+    (version / "manifest.json").write_text(json.dumps({"base": {**base.digests, part: "0" * 64}}))
+    with pytest.raises(BaseMissing, match=f"v1 was made for another base: its {part} differ"):
+        refuse_another(base, tmp_path)
+
+
+def test_a_damaged_manifest_does_not_keep_the_daemon_down(base, tmp_path):
+    (tmp_path / "desk" / "v1").mkdir(parents=True)
+    (tmp_path / "desk" / "v1" / "manifest.json").write_text("{")
+    refuse_another(base, tmp_path)

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from learners import adapter, trainer
 from learners.encode import encode, token_losses
 from learners.evaluate import score
-from learners.trainer import WHOLE, fit, last_whole
+from learners.trainer import WHOLE, Lifeless, fit, last_whole
 
 SETTINGS = {
     "learning_rate": 0.02,
@@ -79,6 +81,26 @@ def test_accumulation_changes_nothing_but_the_batches(learn, monkeypatch):
     assert course(learn, "means", batch_size=2, accumulation=4) != pytest.approx(whole, rel=1e-2)
 
 
+def without_weights(self, model, inputs, num_items_in_batch):
+    """The wrong loss of a collator whose weights nobody reads."""
+    losses, mask, _ = token_losses(model, inputs)
+    return losses.sum() / mask.sum()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (without_weights, "do not reach the gradient"),
+        (lambda self, model, inputs, _: 0 * without_weights(self, model, inputs, _), "do not reach the gradient"),
+        (lambda self, model, inputs, _: 0 * token_losses(model, inputs)[0].sum() * inputs["weights"].sum(), "not reach"),
+    ],
+)
+def test_a_loss_that_the_weights_do_not_reach_ends_the_job(learn, monkeypatch, wrong, told):
+    monkeypatch.setattr(trainer._Trainer, "_weighted", wrong)
+    with pytest.raises(Lifeless, match=told):
+        learn()
+
+
 def test_a_job_that_dies_goes_on_from_its_checkpoint_to_the_same_end(learn, tmp_path):
     steps = []
 
@@ -113,6 +135,29 @@ def test_it_stops_when_validation_gets_no_better_and_keeps_the_best(learn, token
     assert len(steps) < 80
     last = learn("last", epochs=len(steps) / 4)
     assert sum(score(model, contrary, 1).loglik) > sum(score(last, contrary, 1).loglik)
+
+
+def test_progressive_mixing_makes_an_epoch_as_long_as_its_fresh_examples_take(learn, examples):
+    examples[:] = [replace(e, source="fresh" if n < 12 else "remembered") for n, e in enumerate(examples)]
+    told = []
+    learn(report=told.append, progressive_mixing=[0.25, 0.75])
+    assert told[-1]["step"] == told[-1]["steps"] == 2 * 24 / 4, "12 fresh ones at a half on average"
+
+
+def test_activations_that_are_computed_again_give_the_same_gradients(learn):
+    losses = {}
+    for asked in ("on", "off"):
+        losses[asked] = []
+        model = learn(
+            asked, gradient_checkpointing=asked, epochs=1, report=lambda told, asked=asked: losses[asked].append(told["loss"])
+        )
+        assert model.is_gradient_checkpointing == (asked == "on")
+    assert losses["on"] == pytest.approx(losses["off"], rel=1e-4)
+
+
+def test_the_rate_falls_as_asked(learn):
+    rest = {"epochs": 2, "warmup_ratio": 0.0}
+    assert course(learn, "constant", lr_scheduler="constant_with_warmup", **rest) != course(learn, "cosine", **rest)
 
 
 def test_nothing_to_train_on_is_said(base, tokenizer, tmp_path):

@@ -1,0 +1,132 @@
+"""Quantized checkpoints on disk, in the compressed-tensors format that vLLM serves: written, and read back dequantized.
+
+Only the matrices of the layers are quantized; embedding, head, norms and biases are copied as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoConfig
+
+from learners.quantize import SCHEMES, Quantized, Scheme, pack, unpack
+
+WEIGHTS = "model.safetensors"
+REPORT = "quantization.json"
+"""What was measured when the checkpoint was made; it lies beside the weights."""
+NOT_COPIED = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".gguf")
+FORMATS = {"int8": "int-quantized", "int4": "pack-quantized"}
+
+
+def scheme_of(folder: Path) -> Scheme | None:
+    """How the checkpoint is quantized, in a way that can be read back here; None: not quantized, or in another way."""
+    found = config_of(folder)
+    if not found or found.get("quant_method") != "compressed-tensors":
+        return None
+    groups = found.get("config_groups", {}).values()
+    return next((scheme for scheme in SCHEMES.values() if [_group(scheme)] == [_known(group) for group in groups]), None)
+
+
+def config_of(folder: Path) -> dict[str, Any] | None:
+    """What `config.json` says of quantization, by whomever; None: nothing."""
+    found = json.loads((folder / "config.json").read_text()).get("quantization_config")
+    return dict(found) if found else None
+
+
+def write(source: Path, folder: Path, weights: Mapping[str, Quantized], scheme: Scheme) -> None:
+    """Write the checkpoint of the Hugging Face folder `source` into `folder`, with these modules' weights in place of its own."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(source.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            for key in opened.keys():  # noqa: SIM118 - not a dict
+                module, _, tensor = key.rpartition(".")
+                if tensor == "weight" and module in weights:
+                    tensors |= {f"{module}.{name}": value for name, value in _stored(weights[module], scheme).items()}
+                else:
+                    tensors[key] = opened.get_tensor(key)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    for file in source.iterdir():
+        if file.is_file() and file.name not in {"config.json", "COMPLETE"} and not file.name.endswith(NOT_COPIED):
+            shutil.copyfile(file, folder / file.name)
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": FORMATS[scheme.name],
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": _group(scheme)},
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+
+
+def load(folder: Path, scheme: Scheme, dtype: torch.dtype) -> Any:
+    """The causal language model of the checkpoint, with plain linear layers that can be run backwards through."""
+    config = AutoConfig.from_pretrained(folder)
+    del config.quantization_config  # else transformers would pack the layers again
+    kind = getattr(transformers, config.architectures[0])
+    return kind.from_pretrained(None, config=config, state_dict=read(folder, scheme, dtype), dtype=dtype)
+
+
+def read(folder: Path, scheme: Scheme, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The whole checkpoint as plain weights, dequantized in fp32, then rounded to `dtype`."""
+    stored: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            stored |= {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
+    weights = {}
+    for scale in [key for key in stored if key.endswith(".weight_scale")]:
+        module = scale.removesuffix(".weight_scale")
+        names = [key for key in stored if key.startswith(f"{module}.weight")]
+        parts = {key.removeprefix(f"{module}."): stored.pop(key) for key in names}
+        weights[f"{module}.weight"] = _restored(parts, scheme).dequantized().to(dtype)
+    return {**{key: tensor.to(dtype) for key, tensor in stored.items()}, **weights}
+
+
+def _stored(weight: Quantized, scheme: Scheme) -> dict[str, torch.Tensor]:
+    if scheme.name == "int8":
+        return {"weight": weight.integers.contiguous(), "weight_scale": weight.scale.contiguous()}
+    return {
+        "weight_packed": pack(weight.integers, scheme.bits),
+        "weight_scale": weight.scale.contiguous(),
+        "weight_zero_point": pack(weight.zero, scheme.bits, dim=0),
+        "weight_shape": torch.tensor(weight.integers.shape),
+    }
+
+
+def _restored(parts: Mapping[str, torch.Tensor], scheme: Scheme) -> Quantized:
+    scale = parts["weight_scale"]
+    if scheme.name == "int8":
+        return Quantized(parts["weight"], scale, torch.zeros_like(scale, dtype=torch.int8))
+    outputs, inputs = parts["weight_shape"].tolist()
+    zero = unpack(parts["weight_zero_point"], scheme.bits, outputs, dim=0)
+    return Quantized(unpack(parts["weight_packed"], scheme.bits, inputs), scale, zero)
+
+
+def _group(scheme: Scheme) -> dict[str, Any]:
+    """The scheme as compressed-tensors describes it."""
+    shape = {"strategy": "group", "group_size": scheme.group} if scheme.group else {"strategy": "channel"}
+    group: dict[str, Any] = {
+        "targets": ["Linear"],
+        "weights": {"num_bits": scheme.bits, "type": "int", "symmetric": scheme.is_symmetric, "dynamic": False, **shape},
+    }
+    if scheme.has_int_activations:
+        group["input_activations"] = {"num_bits": 8, "type": "int", "strategy": "token", "symmetric": True, "dynamic": True}
+    return group
+
+
+def _known(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's description, reduced to what `_group` says: other writers add fields of no effect here."""
+    known = {"targets": group.get("targets")}
+    for part in ("weights", "input_activations"):
+        names = ("num_bits", "type", "strategy", "group_size", "symmetric", "dynamic")
+        if group.get(part):
+            known[part] = {name: group[part][name] for name in names if group[part].get(name) is not None}
+    return known

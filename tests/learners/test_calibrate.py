@@ -1,0 +1,129 @@
+"""A tiny base quantized from start to finish: what is written, read back, refused and kept."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+from learners import adapter, calibrate, compressed
+from learners import base as bases
+from learners.base import BaseMissing, adaptable_modules, prepare
+from learners.calibrate import TooCoarse, quantize
+from learners.quantize import SCHEMES, round_to_nearest
+
+BOTH = pytest.mark.parametrize("name", SCHEMES)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    """Short texts and no bound: a base of random weights has no skill to lose."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrate, "LENGTH", 64)
+        patch.setattr(calibrate, "SCHEMES", {k: dataclasses.replace(v, max_kl=1e9) for k, v in SCHEMES.items()})
+        yield
+
+
+@pytest.fixture(params=SCHEMES, scope="module")
+def made(request, base, tmp_path_factory):
+    """A checkpoint of the tiny base, with what was said of it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, folder, quantize(base.path, folder, request.param)
+
+
+def test_the_checkpoint_is_smaller_and_whole(made, base):
+    name, folder, quality = made
+    stored = load_file(folder / "model.safetensors")
+    kinds = {"int8": {"weight", "weight_scale"}, "int4": {"weight_packed", "weight_scale", "weight_zero_point", "weight_shape"}}
+    for module in adaptable_modules(base.path):
+        assert {key.removeprefix(f"{module}.") for key in stored if key.startswith(f"{module}.")} == kinds[name]
+    assert adaptable_modules(folder) == adaptable_modules(base.path)
+    assert quality.bytes_quantized < quality.bytes_base
+    assert json.loads((folder / "quantization.json").read_text())["kl"] == quality.kl
+    assert compressed.scheme_of(folder) == SCHEMES[name]
+    assert compressed.scheme_of(base.path) is None
+
+
+@pytest.mark.filterwarnings("ignore")  # the library compiles at import with what torch calls old, and speaks of its own use
+def test_training_loads_what_compressed_tensors_would(made):
+    """Our reading against transformers' own, which decompresses through the library that defines the format."""
+    _, folder, _ = made
+    ours, _ = adapter.load_base(folder, "float32")
+    how = CompressedTensorsConfig(dequantize=True)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=how).state_dict()
+    assert len(ours.state_dict()) == 21
+    for name, weight in ours.state_dict().items():
+        torch.testing.assert_close(weight, theirs[name], rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_an_adapter_trains_on_it(made):
+    _, folder, _ = made
+    model, _ = adapter.load_base(folder, "float32")
+    adapted = adapter.attach(model, None, rank=4, alpha=8, dropout=0.0, seed=0)
+    ids = torch.arange(2, 40)[None]
+    adapted(input_ids=ids, labels=ids).loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in adapter.factors(adapted).values())
+
+
+@BOTH
+def test_calibration_keeps_more_of_the_base_than_rounding_to_nearest(base, tmp_path, name):
+    kept = {}
+    for rounding in (calibrate.gptq, lambda weight, _, scheme: round_to_nearest(weight, scheme)):
+        folder = tmp_path / f"{len(kept)}"
+        folder.mkdir()
+        kept[len(kept)] = quantize(base.path, folder, name, rounding=rounding).kl
+    assert 0 < kept[0] < kept[1]
+
+
+def test_a_base_that_would_stray_is_refused_and_leaves_nothing(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrate, "SCHEMES", {k: dataclasses.replace(v, max_kl=1e-9) for k, v in SCHEMES.items()})
+    with pytest.raises(BaseMissing, match=r"int4 changes this base too much.*base.quantization = 'int8'"):
+        prepare(str(base.path), tmp_path, quantization="int4")
+    assert list((tmp_path / "bases").iterdir()) == []
+
+
+@BOTH
+def test_it_is_made_once_and_pinned(base, tmp_path, name):
+    told = []
+    first = prepare(str(base.path), tmp_path, told.append, quantization=name)
+    assert f"{name}: layer 2 of 2" in told
+    assert first.name == base.name
+    assert first.digests["weights"] != base.digests["weights"]
+    assert first.digests["tokenizer"] == base.digests["tokenizer"]
+    assert first.digests["template"] == base.digests["template"]
+    told.clear()
+    assert prepare(str(base.path), tmp_path, told.append, quantization=name) == first
+    assert told == []
+
+
+def test_what_is_quantized_is_not_quantized_again(base, tmp_path):
+    first = prepare(str(base.path), tmp_path, quantization="int8")
+    with pytest.raises(BaseMissing, match="quantized already"):
+        prepare(str(first.path), tmp_path, quantization="int4")
+
+
+def test_a_dead_write_leaves_nothing(base, tmp_path, monkeypatch):
+    def dies(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(compressed, "write", dies)
+    with pytest.raises(BaseMissing, match="No space left"):
+        prepare(str(base.path), tmp_path, quantization="int8")
+    assert list((tmp_path / "bases").iterdir()) == []
+    assert bases.DONE not in {path.name for path in tmp_path.rglob("*")}
+
+
+def test_texts_to_measure_on_take_no_part_in_rounding(monkeypatch):
+    rounded_by, measured_on = calibrate.texts()
+    assert rounded_by
+    assert measured_on
+    assert not set(rounded_by) & set(measured_on)
+    monkeypatch.setattr(calibrate, "_news", list)
+    assert all(len(part) > 10 for part in calibrate.texts())
+
+
+def test_too_few_texts_are_said(tokenizer):
+    with pytest.raises(TooCoarse, match="only 1 of 2 texts"):
+        calibrate.batches(tokenizer, ["short", "long enough " * 50], 2)

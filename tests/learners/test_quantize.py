@@ -1,0 +1,125 @@
+"""Rounding against closed forms and enumeration, with round-to-nearest as the control that must be worse."""
+
+import itertools
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learners.quantize import SCHEMES, best_grid, fake_int8, gptq, pack, round_to_nearest, unpack
+
+with warnings.catch_warnings(action="ignore"):  # it compiles at import, with parts of torch that torch calls old
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
+
+INT8 = SCHEMES["int8"]
+BOTH = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inputs_of(count, width, rank=8):
+    """Inputs that lean on each other, as a model's do: few directions, and a little noise; some features are large."""
+    correlated = drawn(count, rank) @ drawn(rank, width, seed=1) + 0.3 * drawn(count, width, seed=2)
+    return correlated * torch.linspace(0.3, 3, width)
+
+
+def output_error(weight, found, inputs):
+    return (inputs @ (weight - found.dequantized()).t()).square().mean().item()
+
+
+@BOTH
+def test_error_feedback_beats_rounding_to_nearest(scheme):
+    weight, inputs = drawn(48, 256, seed=3), inputs_of(512, 256)
+    moments = inputs.t() @ inputs / len(inputs)
+    ours = output_error(weight, gptq(weight, moments, scheme), inputs)
+    nearest = output_error(weight, round_to_nearest(weight, scheme), inputs)
+    assert ours < 0.5 * nearest
+
+
+@BOTH
+def test_without_correlation_there_is_nothing_to_feed_back(scheme):
+    """The closed form: with moments that are a multiple of one, each weight is rounded by itself, on the best grid."""
+    weight = drawn(8, 64)
+    scale, zero = best_grid(weight, torch.ones(64), scheme)
+    wide, offset = scale.float().repeat_interleave(64 // scale.shape[1], 1), zero.repeat_interleave(64 // scale.shape[1], 1)
+    nearest = ((weight / wide).round() + offset).clamp(scheme.lowest, scheme.highest)
+    assert torch.equal(gptq(weight, 3.0 * torch.eye(64), scheme).integers.float(), nearest)
+
+
+def test_two_inputs_are_rounded_as_an_enumeration_says():
+    """Of all pairs of integers GPTQ's is the one that its rule gives: the first nearest, the second by what is left.
+
+    Two inputs that are nearly the same: the second takes the first's error over in full.
+    """
+    scheme = replace(INT8, bits=3)
+    moments = torch.tensor([[2.0, 1.999], [1.999, 2.0]])
+    weight = torch.tensor(
+        [
+            [
+                0.40,
+                0.40,
+            ],
+            [3.0, -3.0],
+        ]
+    )
+    found = gptq(weight, moments, scheme)
+    step = found.scale.float()
+    error = weight[0] - found.dequantized()[0]
+    assert abs(error.sum()) <= step[0, 0] / 2 + 1e-6  # what the two give together is off by half a step, not by one
+
+    choices = itertools.product(range(scheme.lowest, scheme.highest + 1), repeat=2)
+
+    def loss(pair):
+        left = weight[0] - torch.tensor(pair) * step[0]
+        return (left @ moments @ left).item()
+
+    assert loss(found.integers[0].tolist()) <= 1.05 * min(loss(pair) for pair in choices)
+
+
+@BOTH
+def test_inputs_that_calibration_never_saw_are_rounded_by_themselves(scheme):
+    weight, inputs = drawn(8, 64), inputs_of(256, 64)
+    inputs[:, 5] = 0
+    found = gptq(weight, inputs.t() @ inputs / 256, scheme).dequantized()
+    step = gptq(weight, inputs.t() @ inputs / 256, scheme).scale.float().repeat_interleave(max(scheme.group, 32), 1)
+    assert torch.isfinite(found).all()
+    assert ((found - weight)[:, 5].abs() <= 0.51 * step[:, 5] + 0.3 * weight[:, 5].abs()).all()
+
+
+@BOTH
+def test_the_grid_is_never_worse_than_that_of_the_largest(scheme):
+    weight = drawn(16, 128) ** 3  # heavy tails: cutting a few off makes the rest finer
+    ones = torch.ones(128)
+    scale, zero = best_grid(weight, ones, scheme)
+    plain = round_to_nearest(weight, scheme)
+    wide, offset = (part.float().repeat_interleave(128 // scale.shape[1], 1) for part in (scale, zero))
+    ours = (((weight / wide).round() + offset).clamp(scheme.lowest, scheme.highest) - offset) * wide
+    lost = [(weight - found).square().sum().item() for found in (ours, plain.dequantized())]
+    assert lost[0] <= lost[1]
+    assert lost[0] < lost[1] or scheme is INT8  # of eight bits even heavy tails need the whole range
+
+
+@BOTH
+def test_what_lies_on_the_grid_stays(scheme):
+    weight = round_to_nearest(drawn(8, 64), scheme).dequantized()
+    torch.testing.assert_close(round_to_nearest(weight, scheme).dequantized(), weight, rtol=0.01, atol=1e-3)
+
+
+@given(st.integers(1, 5), st.integers(1, 40), st.sampled_from([0, 1]), st.integers(0, 99))
+def test_packing_is_compressed_tensors_own(rows, columns, dim, seed):
+    draw = torch.Generator().manual_seed(seed)
+    values = torch.randint(-8, 8, (rows, columns), generator=draw).to(torch.int8)
+    words = pack(values, 4, dim)
+    assert torch.equal(words, pack_to_int32(values, 4, packed_dim=dim))
+    assert torch.equal(unpack(words, 4, values.shape[dim], dim), values)
+    assert torch.equal(unpack_from_int32(words, 4, values.shape, packed_dim=dim), values)
+
+
+def test_each_token_is_rounded_by_its_own_largest():
+    tokens = torch.tensor([[127.0, 0.4, -64.0], [1270.0, 4.0, 6.0], [0.0, 0.0, 0.0]])
+    assert torch.allclose(fake_int8(tokens), torch.tensor([[127.0, 0.0, -64.0], [1270.0, 0.0, 10.0], [0.0, 0.0, 0.0]]))
