@@ -6,13 +6,14 @@ base, start the keeper, the control app, the engine; wait; then no new requests,
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -20,11 +21,14 @@ from types import FrameType
 
 from rich.console import Console
 
-from service import ingress
-from service.errors import DataDirInUse, SettingsError
+from service import backing, ingress, suites
+from service.errors import DataDirInUse, SettingsError, StorageFailed
 from service.settings import Settings
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+PORT_SECONDS = 15
+"""How long a start waits for a port in use."""
 
 
 _ALONE = {
@@ -44,20 +48,25 @@ class _Stop(Exception):
 def serve(settings: Settings) -> None:
     """Run the daemon until SIGINT or SIGTERM.
 
-    Raises `DataDirInUse`, `SettingsError` (a port in use), `BaseUnavailable`, each saying what to do.
+    Raises `DataDirInUse`, `SettingsError` (a port in use, a golden suite that is not to be read, a tracker that is not
+    installed), `StorageFailed`, `BaseUnavailable`, each saying what to do.
     """
+    began, drain = time.monotonic(), settings.cluster.drain_seconds
     settings = settings.model_copy(update={"data_dir": settings.data_dir.resolve()})
-    with _owned(settings.data_dir), _environment(settings), _stoppable(), suppress(_Stop):
+    with _owned(settings.data_dir), _environment(settings), _stoppable() as take_signals, suppress(_Stop):
+        suites.check(settings)
+        backing.check(settings)
         _check_port(settings)
+        _check_ledger(settings)
         from service import deployments  # here, since Ray reads its environment when it is imported
 
-        began, drain = time.monotonic(), settings.cluster.drain_seconds
         console.print(f"learnd {version('learnd')} · data in {settings.data_dir}")
         with ExitStack() as ending:  # undone from the last line to the first, wherever the stop comes
             ending.callback(console.print, "stopped")
-            ending.callback(deployments.stop_cluster)
+            ending.callback(deployments.stop_cluster, settings)
             deployments.start_cluster(settings)
-            base = deployments.prepare(settings.base.source)
+            take_signals()  # again: Ray takes SIGTERM for itself, and would abort us three seconds after one
+            base = deployments.prepare(settings)
             console.print(f"base {settings.base.served_name} · weights {base.weights_digest[:12]} · {base.path}")
             keeper = deployments.start_keeper(settings, base)
             ending.callback(deployments.stop_keeper, keeper, drain)
@@ -92,38 +101,69 @@ def _owned(folder: Path) -> Iterator[None]:
 @contextmanager
 def _environment(settings: Settings) -> Iterator[None]:
     """Variables for Ray, vLLM and the hub: nothing phones home, our own Ray keeps to this machine, HAProxy to itself."""
-    with tempfile.TemporaryDirectory(prefix="learnd-") as folder:
+    with tempfile.TemporaryDirectory(prefix="learnd-") as folder, ingress.own_ports() as first_port:
         if not settings.telemetry.is_on:
             os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
             os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1"}
         if settings.cluster.address is None:
             os.environ |= _ALONE
         if settings.cluster.has_haproxy:
-            os.environ |= ingress.environment(Path(folder))
+            os.environ |= ingress.environment(Path(folder), first_port)
         yield
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM ask once for an orderly stop; a second one ends the process at once."""
+def _stoppable() -> Iterator[Callable[[], None]]:
+    """SIGINT and SIGTERM ask once for an orderly stop; a second one ends the process at once.
+
+    Gives the function that takes both signals, which it has called once.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
 
     def stop(signum: int, _frame: FrameType | None) -> None:
         signal.signal(signum, signal.SIG_DFL)
         raise _Stop
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    def take() -> None:
+        for number in numbers:
+            signal.signal(number, stop)
+
+    before = {number: signal.getsignal(number) for number in numbers}
+    take()
     try:
-        yield
+        yield take
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _check_port(settings: Settings) -> None:
+    """Return when we may listen: what a killed daemon leaves behind lets go of its port within seconds."""
+    where, error = f"{settings.http.host}:{settings.http.port}", _bind_error(settings)
+    if error is not None and error.errno == errno.EADDRINUSE:
+        console.print(f"{where} is in use: waiting up to {PORT_SECONDS} s, should a killed daemon be on its way out")
+        deadline = time.monotonic() + PORT_SECONDS
+        while error is not None and time.monotonic() < deadline:
+            time.sleep(0.2)
+            error = _bind_error(settings)
+    if error is not None:
+        raise SettingsError(f"cannot listen on {where} ({error.strerror}): choose another http.port")
+
+
+def _bind_error(settings: Settings) -> OSError | None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((settings.http.host, settings.http.port))
         except OSError as error:
-            where = f"{settings.http.host}:{settings.http.port}"
-            raise SettingsError(f"cannot listen on {where} ({error.strerror}): choose another http.port") from None
+            return error
+    return None
+
+
+def _check_ledger(settings: Settings) -> None:
+    from replay.ledger import AnotherSchema, refuse_another_schema  # here, since it brings pyarrow
+
+    try:
+        refuse_another_schema(settings.data_dir / "ledger.db")
+    except AnotherSchema as error:
+        raise StorageFailed(str(error)) from None

@@ -6,19 +6,17 @@ like any client. Errors of ours become one line on stderr and status 1.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from service.client import Client
-    from service.settings import Settings
+from service import cli_bench, cli_quarantine, cli_rollout
+from service.options import ApiKey, AsJson, Config, LineName, Url, client, print_json, settings
 
 app = typer.Typer(
     help="A daemon that serves a language model and learns from the feedback on it.",
@@ -32,16 +30,21 @@ key_commands = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(feedback_commands, name="feedback")
 app.add_typer(base_commands, name="base")
 app.add_typer(key_commands, name="key")
+app.add_typer(cli_rollout.rollout_commands, name="rollout")
+app.add_typer(cli_quarantine.quarantine_commands, name="quarantine")
+app.add_typer(cli_rollout.audit_commands, name="audit")
+app.command()(cli_rollout.switch)
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
+)(cli_bench.bench)
 
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", envvar="LEARND_CONFIG", help="The settings' file; learnd.toml here if there is one."),
-]
-Url = Annotated[str | None, typer.Option(envvar="LEARND_URL", help="The daemon; by default as the settings say.")]
-ApiKey = Annotated[str | None, typer.Option("--key", envvar="LEARND_KEY", help="An API key, where keys are needed.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
-LineName = Annotated[str, typer.Argument(metavar="LINE")]
-Version = Annotated[str | None, typer.Argument(metavar="[VERSION]", help="Such as v7; by default the obvious one.")]
+
+class Quantization(StrEnum):
+    """What `base.quantization` may be."""
+
+    NONE = "none"
+    INT8 = "int8"
+    INT4 = "int4"
 
 
 class Scope(StrEnum):
@@ -72,19 +75,19 @@ def serve(
     address: Annotated[str | None, typer.Option(help="A running Ray cluster to join.")] = None,
 ) -> None:
     """Run the daemon in the foreground; Ctrl-C stops it in order."""
-    settings = _settings(config, _given(host=host, port=port, data_dir=data_dir, address=address))
+    given = settings(config, _given(host=host, port=port, data_dir=data_dir, address=address))
     from service.app import serve as run
 
-    run(settings)
+    run(given)
 
 
 @app.command()
 def status(as_json: AsJson = False, url: Url = None, key: ApiKey = None, config: Config = None) -> None:
     """Show lines, versions, feedback, the running job and the trial on one screen."""
-    with _client(url, key, config) as client:
-        said = client.get("/api/status")
+    with client(url, key, config) as daemon:
+        said = daemon.get("/api/status")
     if as_json:
-        _print_json(said)
+        print_json(said)
         return
     from service import screens
 
@@ -94,10 +97,10 @@ def status(as_json: AsJson = False, url: Url = None, key: ApiKey = None, config:
 @app.command()
 def versions(line: LineName, as_json: AsJson = False, url: Url = None, key: ApiKey = None, config: Config = None) -> None:
     """List a line's versions with their scores."""
-    with _client(url, key, config) as client:
-        said = client.get(f"/api/lines/{line}/versions")
+    with client(url, key, config) as daemon:
+        said = daemon.get(f"/api/lines/{line}/versions")
     if as_json:
-        _print_json(said)
+        print_json(said)
         return
     from service import screens
 
@@ -105,24 +108,20 @@ def versions(line: LineName, as_json: AsJson = False, url: Url = None, key: ApiK
 
 
 @app.command()
-def train(line: LineName, url: Url = None, key: ApiKey = None, config: Config = None) -> None:
-    """Start a learning job now, whatever the triggers say."""
-    with _client(url, key, config) as client:
-        _print_json(client.post(f"/api/lines/{line}/train"))
+def train(
+    line: LineName,
+    bisect: Annotated[str | None, typer.Option(metavar="JOB", help="Search this job for the examples that do harm.")] = None,
+    url: Url = None,
+    key: ApiKey = None,
+    config: Config = None,
+) -> None:
+    """Start a learning job now, whatever the triggers say; or train on parts of one whose candidate lost a slice."""
+    with client(url, key, config) as daemon:
+        print_json(daemon.post(f"/api/jobs/{bisect}/bisect" if bisect else f"/api/lines/{line}/train"))
 
 
-@app.command()
-def promote(line: LineName, version: Version = None, url: Url = None, key: ApiKey = None, config: Config = None) -> None:
-    """Make a version the champion: the candidate, unless another is named."""
-    with _client(url, key, config) as client:
-        _print_json(client.post(f"/api/lines/{line}/promote", {"version": version}))
-
-
-@app.command()
-def rollback(line: LineName, version: Version = None, url: Url = None, key: ApiKey = None, config: Config = None) -> None:
-    """End the trial, or else go back: to the previous champion, unless another version is named."""
-    with _client(url, key, config) as client:
-        _print_json(client.post(f"/api/lines/{line}/rollback", {"version": version}))
+app.command()(cli_rollout.promote)
+app.command()(cli_rollout.rollback)
 
 
 @feedback_commands.command("import")
@@ -135,8 +134,8 @@ def import_feedback(
     """Send a file of feedback; each line is acknowledged or refused by its number. Safe to repeat when lines have ids."""
     from service import importing
 
-    with _client(url, key, config) as client:
-        done = importing.send(file, client)
+    with client(url, key, config) as daemon:
+        done = importing.send(file, daemon)
     typer.echo(f"{done.stored} stored, {done.repeated} known before, {done.pending} wait, {done.refused} refused")
     if done.refused:
         raise typer.Exit(1)
@@ -145,13 +144,14 @@ def import_feedback(
 @base_commands.command("prepare")
 def prepare_base(
     name: Annotated[str, typer.Argument(metavar="NAME", help="builtin:smollm2-135m, a folder, or a hub id.")],
+    quantization: Annotated[Quantization, typer.Option(help="As base.quantization: made and measured once.")] = Quantization.NONE,
 ) -> None:
-    """Fetch or convert a base model into the cache, so that `serve` starts at once."""
+    """Fetch, convert or quantize a base model into the cache, so that `serve` starts at once."""
     from learners.base import BaseMissing, prepare
     from service.errors import BaseUnavailable
 
     try:
-        base = prepare(name, say=lambda what: typer.echo(what, err=True))
+        base = prepare(name, say=lambda what: typer.echo(what, err=True), quantization=quantization)
     except BaseMissing as error:
         raise BaseUnavailable(str(error)) from None
     typer.echo(f"{base.name} is ready in {base.path} (weights {base.weights_digest[:12]})")
@@ -176,15 +176,33 @@ def new_key(
 
 
 @app.command()
+def webhook(
+    name: Annotated[str, typer.Argument(help="Of [webhooks.NAME] in the settings.")],
+    config: Config = None,
+) -> None:
+    """Send a test notice to a webhook, and say whether it was taken."""
+    import time
+
+    from service import webhooks
+    from service.errors import NotFound
+
+    known = settings(config, {}).webhooks
+    if name not in known:
+        raise NotFound(f"no webhook {name!r} in the settings; there is {', '.join(known) or 'none'}", param="name")
+    webhooks.test(known[name], name, time.time())
+    typer.echo(f"{name} took the notice")
+
+
+@app.command()
 def doctor(as_json: AsJson = False, config: Config = None) -> None:
     """Check the machine, the environment, ports, disk and the model; say what to do."""
     from dataclasses import asdict
 
     from service import doctor as checks
 
-    found = checks.examine(_settings(config, {}))
+    found = checks.examine(settings(config, {}))
     if as_json:
-        _print_json({"checks": [asdict(one) for one in found]})
+        print_json({"checks": [asdict(one) for one in found]})
     else:
         from service import screens
 
@@ -211,13 +229,6 @@ def demo(
         raise typer.Exit(130) from None
 
 
-def _settings(config: Path | None, flags: dict[str, Any]) -> Settings:
-    from service.settings_file import load
-
-    here = Path("learnd.toml")
-    return load(config or (here if here.exists() else None), flags)
-
-
 def _given(host: str | None, port: int | None, data_dir: Path | None, address: str | None) -> dict[str, Any]:
     """Flags as a part of the tree of settings, those left out left out."""
     flags: dict[str, Any] = {
@@ -226,22 +237,6 @@ def _given(host: str | None, port: int | None, data_dir: Path | None, address: s
         "data_dir": data_dir,
     }
     return {name: value for name, value in flags.items() if value}
-
-
-def _client(url: str | None, key: str | None, config: Path | None) -> Client:
-    from service.client import Client
-
-    if url is None:
-        http = _settings(config, {}).http
-        host = "127.0.0.1" if http.host in {"0.0.0.0", "::"} else http.host  # noqa: S104 - compared, not bound
-        url = f"http://{f'[{host}]' if ':' in host else host}:{http.port}"
-    return Client(url, key or os.environ.get("LEARND_KEY"))
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    import json
-
-    typer.echo(json.dumps(value, indent=2))
 
 
 if __name__ == "__main__":

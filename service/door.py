@@ -8,11 +8,15 @@ whole (a wrapper over Ray raises the cause, not Ray's envelope, and `NotReady` w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from replay.records import Feedback, Interaction, Receipt
+from replay.shadows import Gold
+from service.comparing import ShadowReport
 from service.errors import LearndError
+from service.rollout.controller import Verb
 from service.router import Desired, ReplicaReport
+from service.settings import SwitchMode
 
 Json = dict[str, Any]
 
@@ -35,6 +39,9 @@ class KeeperDoor(Protocol):
     async def desired(self, after: int, report: ReplicaReport, timeout_seconds: float) -> Desired:
         """A replica's report in, what should be out: as soon as its number is over `after`, or after the timeout."""
 
+    async def shadow(self, said: ShadowReport) -> list[Gold]:
+        """What a replica has answered and scored in the shadow in, what it is to score next out. Raises `StorageFailed`."""
+
     async def status(self) -> Json:
         """The whole state on one screen, as `GET /api/status` gives it."""
 
@@ -53,6 +60,9 @@ class KeeperDoor(Protocol):
     async def history(self, line: str) -> list[Json]:
         """Every change of the line's aliases, newest first, with reason and evidence; raises `NotFound`."""
 
+    async def bisect(self, job_id: str) -> Json:
+        """Search for the examples that made a job's candidate lose a slice; raises `NotFound` or `Conflict`."""
+
     async def train(self, line: str) -> Json:
         """Ask for a job now, whatever the triggers say; raises `NotFound`, or `Conflict` when one runs already."""
 
@@ -61,6 +71,24 @@ class KeeperDoor(Protocol):
 
     async def rollback(self, line: str, version: str | None) -> Json:
         """End the trial, or else go back to a version (None: the previous one); raises `NotFound`, `Conflict`."""
+
+    async def anchor(self, line: str, version: str) -> Json:
+        """Make a version the line's anchor: its name, `champion` or `base`. Raises `NotFound` or `Conflict`."""
+
+    async def steer(self, line: str, verb: Verb) -> Json:
+        """Pause, resume or abort the line's trial; raises `NotFound`, `Conflict`."""
+
+    async def throw(self, mode: SwitchMode, reason: str) -> Json:
+        """Put the kill switch somewhere, for all lines; returns where it stands then."""
+
+    async def quarantine(self, line: str, which: Literal["held", "all"], reason: str | None) -> list[Json]:
+        """What the line's guard stopped, newest first: what waits for a decision, or all of it; raises `NotFound`."""
+
+    async def overrule(self, ids: Sequence[str], decision: Literal["release", "drop"], by: str) -> list[Json]:
+        """Decide on feedback that a guard stopped, all of it or none; raises `Conflict`."""
+
+    async def verdicts(self, line: str) -> list[Json]:
+        """Every recorded verdict on a line's trials, newest first; raises `NotFound`."""
 
     async def jobs(self, line: str | None) -> list[Json]:
         """Jobs, newest first; raises `NotFound` for an unknown line."""
@@ -73,3 +101,9 @@ class KeeperDoor(Protocol):
 
     async def trial(self, trial_id: str) -> Json:
         """One trial with the `history` of its evidence; raises `NotFound`."""
+
+    async def replay(self, trial_id: str) -> list[Json]:
+        """Each recorded verdict of a trial, decided again; raises `NotFound`."""
+
+    async def audit(self) -> Json:
+        """Whether the chained log is whole, and the first record that is not as it was written."""

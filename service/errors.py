@@ -68,3 +68,7 @@ class ArtifactInvalid(LearndError):
 
 class BaseUnavailable(LearndError):
     """The base model cannot be found, prepared, or is not the one that was pinned."""
+
+
+class WebhookFailed(LearndError):
+    """An address did not take a notice."""

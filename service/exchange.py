@@ -51,6 +51,12 @@ class Asked:
     principal: str
 
 
+def passed_on(scope: Scope, body: bytes) -> Scope:
+    """The scope of a request as the engine gets it, with a body of our own."""
+    headers = [(name, value) for name, value in scope["headers"] if name not in REPLACED_HEADERS]
+    return {**scope, "headers": [*headers, (b"content-length", b"%d" % len(body))]}
+
+
 class Said:
     """A request's body, said again from the start, and then whatever else the client does."""
 
@@ -77,8 +83,11 @@ class Exchange:
         self._recorder = recorder
         self._clock = clock
         self._tap = Tap(hides_usage=asked.hides_usage)
+        self.recorded: Interaction | None = None
+        """What the recorder was given; None until then, and when the client or the engine broke it off."""
         self._at, self._began = clock.now(), clock.elapsed()
         self._ttft_seconds: float | None = None
+        self._start: Message | None = None
         self._has_started = self._has_left = self._is_recorded = False
 
     async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,7 +99,7 @@ class Exchange:
             await self._answer(message, send)
 
         try:
-            await app(self._passed_on(scope), said.receive, answer)
+            await app(passed_on(scope, self._asked.body), said.receive, answer)
         except asyncio.CancelledError:  # how Serve says that the client has gone
             self._has_left = True
             raise
@@ -101,18 +110,15 @@ class Exchange:
             if not self._is_recorded:
                 self._recorder.record_later(self._interaction(ENGINE_ERROR))
 
-    def _passed_on(self, scope: Scope) -> Scope:
-        headers = [(name, value) for name, value in scope["headers"] if name not in REPLACED_HEADERS]
-        return {**scope, "headers": [*headers, (b"content-length", b"%d" % len(self._asked.body))]}
-
     async def _answer(self, message: Message, send: Send) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             headers["x-model-version"] = self._asked.choice.version
             headers["x-rollout-arm"] = self._asked.choice.arm.value
             self._tap.start(message["status"], headers.get("content-type", ""))
-            self._has_started = True
-        elif message["type"] == "http.response.body":
+            self._start = message  # goes with the first word: until one is out, another replica can still be asked
+            return
+        if message["type"] == "http.response.body":
             is_last = not message.get("more_body", False)
             body = self._tap.feed(message.get("body", b""), is_last=is_last)
             if self._ttft_seconds is None and self._tap.has_streamed_text:
@@ -122,6 +128,9 @@ class Exchange:
             if not body and not is_last:
                 return
             message = {**message, "body": body}
+            if self._start is not None:
+                start, self._start, self._has_started = self._start, None, True
+                await self._send(start, send)
         await self._send(message, send)
 
     async def _send(self, message: Message, send: Send) -> None:
@@ -145,7 +154,8 @@ class Exchange:
     async def _record(self, error: str | None = None) -> None:
         if not self._is_recorded:
             self._is_recorded = True
-            await self._recorder.record(self._interaction(error))
+            self.recorded = self._interaction(error)
+            await self._recorder.record(self.recorded)
 
     def _interaction(self, error: str | None) -> Interaction:
         asked, tap = self._asked, self._tap

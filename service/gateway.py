@@ -2,13 +2,13 @@
 
 Plain ASGI around the engine's own OpenAI app, for everything under `/v1`. It answers `/v1/models` itself, lets nobody load
 adapters, and changes nothing else: what the engine says, refusals too, goes back as it is. `service/asking.py` reads the
-request, `service/exchange.py` has it answered and recorded.
+request, `service/exchange.py` has it answered and recorded, `service/shadowing.py` may then let a candidate try it too.
 """
 
 from __future__ import annotations
 
 import re
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import structlog
@@ -26,6 +26,7 @@ from service.logs import RequestId
 from service.recorder import Recorder
 from service.router import Desired, Model, models, resolve
 from service.settings import Settings
+from service.shadowing import Shadower
 
 MODELS = "/v1/models"
 REFUSED = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
@@ -49,9 +50,17 @@ class Gateway:
     """The ASGI app of an engine replica."""
 
     def __init__(
-        self, app: ASGIApp, residency: Holder, keeper: KeeperDoor, settings: Settings, *, clock: Clock | None = None
+        self,
+        app: ASGIApp,
+        residency: Holder,
+        keeper: KeeperDoor,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        shadower: Shadower | None = None,
     ) -> None:
         self._app = app
+        self._shadower = shadower
         self._residency = residency
         self._base = settings.base.served_name
         self._keyring = Keyring(settings)
@@ -117,8 +126,14 @@ class Gateway:
             await self._app(scope, Said(raw, receive).receive, send)
             return
         asked = self._understand(scope, raw, principal)
-        with self._residency.hold(asked.choice.version):  # nothing awaits between the choice and the hold
-            await Exchange(asked, self._recorder, self._clock).run(self._app, scope, receive, send)
+        exchange = Exchange(asked, self._recorder, self._clock)
+        with self._residency.hold(asked.choice.version), self._traffic():  # nothing awaits between the choice and the hold
+            await exchange.run(self._app, scope, receive, send)
+        if self._shadower is not None and exchange.recorded is not None:
+            self._shadower.offer(scope, asked, exchange.recorded)
+
+    def _traffic(self) -> AbstractContextManager[None]:
+        return self._shadower.traffic() if self._shadower is not None else nullcontext()
 
     def _understand(self, scope: Scope, raw: bytes, principal: str) -> Asked:
         headers, body = Headers(scope=scope), asking.parse(raw)

@@ -1,6 +1,7 @@
 """A job's folder and a version's: what is written for the learners, what they leave, how it is taken over. Files only.
 
-jobs/<id>/spec.json examples.jsonl older.jsonl   before the job; whole or not at all
+jobs/<id>/spec.json examples.jsonl older.jsonl suites.jsonl   before the job; whole or not at all
+          opinions.jsonl                         likewise, where there are any
           progress.json                          while it runs
           artifact/ evaluation.json              when it is done
 versions/<line>/v<N>/                            the artifact, once the gate has passed it
@@ -11,18 +12,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from replay.records import Example
+from replay.records import Example, Opinion
 from service.errors import ArtifactInvalid
 
 COMPLETE = "COMPLETE"
 
 
-def prepare(folder: Path, spec: Mapping[str, Any], examples: Iterable[Example], older: Iterable[Example]) -> None:
+def prepare(
+    folder: Path,
+    spec: Mapping[str, Any],
+    examples: Iterable[Example],
+    older: Iterable[Example],
+    golden: Iterable[Mapping[str, Any]] = (),
+    opinions: Sequence[Opinion] = (),
+) -> None:
     """Make the folder that a job works on; one that is there stays as it is, with whatever the job has done."""
     if folder.exists():
         return
@@ -30,6 +38,9 @@ def prepare(folder: Path, spec: Mapping[str, Any], examples: Iterable[Example], 
     _write(aside / "spec.json", json.dumps(spec, indent=1))
     for name, members in (("examples.jsonl", examples), ("older.jsonl", older)):
         _write(aside / name, "".join(json.dumps(asdict(example)) + "\n" for example in members))
+    if opinions:
+        _write(aside / "opinions.jsonl", "".join(json.dumps(asdict(opinion)) + "\n" for opinion in opinions))
+    _write(aside / "suites.jsonl", "".join(json.dumps(dict(row)) + "\n" for row in golden))
     _appear(aside, folder)
 
 

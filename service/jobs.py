@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import JSON, Column, Connection, Float, Index, Integer, RowMapping, String, Table, func, insert, select, update
 
 from replay import ledger
+from replay.records import Example
 from service.errors import Conflict, NotFound
 from service.registry import metadata
 
@@ -41,6 +42,10 @@ _job = Table(
 Index("job_open", _job.c.line, unique=True, sqlite_where=_job.c.ended_at.is_(None))
 
 
+BISECT = "bisect"
+"""The trigger of a job that no version comes of."""
+
+
 class State(StrEnum):
     """How a job stands."""
 
@@ -62,7 +67,7 @@ class Job:
     line: str
     state: State
     trigger: str
-    """`examples`, `age` or `operator`."""
+    """`examples`, `age`, `drift` or `operator`; `bisect`: it only tries what a part of the examples does."""
     parent: str | None
     """The champion that it starts from; None: the base."""
     cursor: int
@@ -92,15 +97,27 @@ def queue(conn: Connection, line: str, trigger: str, parent: str | None, now: fl
     """Make a job and give it every fresh example of its line; raises `Conflict` when one is open or there is nothing."""
     if (running := current(conn, line)) is not None:
         raise Conflict(f"job {running.id!r} of {line!r} is {running.state}: one at a time", param="line")
-    made = conn.scalar(select(func.count()).select_from(_job).where(_job.c.line == line)) or 0
-    identity = f"{line}-job{made + 1}"
+    identity = _next(conn, line)
     held = ledger.reserve(conn, line, identity)
     if not held:
         raise Conflict(f"there is nothing new to learn on {line!r}: send demonstrations to /feedback first", param="line")
-    plain = {"id": identity, "line": line, "state": State.QUEUED, "trigger": trigger, "parent": parent, "created_at": now}
-    counts = {"cursor": held[-1].seq, "examples": len(held), "held": [e.id for e in held], "remembered": [], "attempts": 0}
-    conn.execute(insert(_job).values(**plain, **counts))
-    return get(conn, identity)
+    plain = {"id": identity, "line": line, "trigger": trigger, "parent": parent, "created_at": now}
+    return _make(conn, plain, held, held[-1].seq)
+
+
+def probe(conn: Connection, line: str, like: str, ids: Sequence[str], parent: str | None, now: float) -> Job:
+    """Make a job on these examples of an earlier job, as far as they are still there; raises `Conflict` when none is.
+
+    It has the cursor of the earlier one, so that by itself nothing is learned again that was tried.
+    """
+    identity = _next(conn, line)
+    ledger.reclaim(conn, identity, ids)
+    held = ledger.reserved(conn, identity)
+    if not held:
+        raise Conflict(f"none of the examples of {like} is there any more", param="line")
+    return _make(
+        conn, {"id": identity, "line": line, "trigger": BISECT, "parent": parent, "created_at": now}, held, get(conn, like).cursor
+    )
 
 
 def start(conn: Connection, job: str, remembered: Sequence[str], now: float) -> None:
@@ -170,6 +187,12 @@ def of(conn: Connection, line: str | None = None) -> list[Job]:
     return [_as_job(row) for row in conn.execute(query.order_by(_job.c.seq.desc())).mappings()]
 
 
+def judged(conn: Connection, line: str) -> list[frozenset[str]]:
+    """The ids that each job of a line held on which the gate has given its verdict."""
+    query = select(_job.c.held).where(_job.c.line == line, _job.c.verdict.is_not(None)).order_by(_job.c.seq)
+    return [frozenset(held) for held in conn.scalars(query)]
+
+
 def counts(conn: Connection, line: str) -> dict[str, int]:
     """How many jobs of a line stand in each state."""
     query = select(_job.c.state, func.count()).where(_job.c.line == line).group_by(_job.c.state)
@@ -181,6 +204,22 @@ def gate_counts(conn: Connection, line: str) -> dict[str, int]:
     outcome = _job.c.verdict["outcome"].as_string()
     query = select(outcome, func.count()).where(_job.c.line == line, _job.c.verdict.is_not(None)).group_by(outcome)
     return {said: number for said, number in conn.execute(query)}  # noqa: C416 - likewise
+
+
+def held(conn: Connection, job: str) -> list[str]:
+    """The ids that a job holds or held."""
+    return list(conn.scalar(select(_job.c.held).where(_job.c.id == job)) or ())
+
+
+def _next(conn: Connection, line: str) -> str:
+    made = conn.scalar(select(func.count()).select_from(_job).where(_job.c.line == line)) or 0
+    return f"{line}-job{made + 1}"
+
+
+def _make(conn: Connection, plain: Mapping[str, Any], members: Sequence[Example], cursor: int) -> Job:
+    counts = {"cursor": cursor, "examples": len(members), "held": [e.id for e in members], "remembered": [], "attempts": 0}
+    conn.execute(insert(_job).values(**plain, **counts, state=State.QUEUED))
+    return get(conn, str(plain["id"]))
 
 
 def _as_job(row: RowMapping) -> Job:

@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy import Connection
 
 from replay.writer import Work, WriteFailed, Writer
-from service import registry
+from service import audit
 from service.errors import StorageFailed
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class Journal:
 
         def whole(conn: Connection) -> tuple[T, Json]:
             value, body = deed(conn, now)
-            registry.tell(conn, now, line, kind, body)
+            audit.tell(conn, now, line, kind, body)
             return value, body
 
         value, body = self.do(whole)

@@ -18,19 +18,25 @@ from typing import TypeVar
 import structlog
 
 from learners.base import BaseModel
+from replay.quarantine import Decision
 from replay.records import Feedback, Interaction, Receipt
+from replay.shadows import Gold
+from service import comparing, jobs, status
 from service import conductor as conducting
-from service import jobs, registry, status
+from service.artifacts import validator
+from service.comparing import ShadowReport
 from service.conductor import Conductor
-from service.door import Json, KeeperDoor
-from service.errors import ArtifactInvalid, LearndError, NotFound, NotReady, StorageFailed
+from service.door import Json
+from service.errors import LearndError, NotReady, StorageFailed
 from service.jobs import Job
 from service.journal import Event
 from service.metrics import Metrics
 from service.replicas import Replicas
 from service.rollout import trials
+from service.rollout.controller import Verb
 from service.router import Desired, ReplicaReport
-from service.settings import Settings
+from service.settings import Settings, SwitchMode
+from service.shown import Shown
 from service.storage import Storage
 from service.training import Launcher
 
@@ -43,13 +49,10 @@ FORGET_SECONDS = 30.0
 """A replica that has not reported for this long is gone."""
 LONGEST_POLL_SECONDS = 15.0
 """A replica that waits for news is made to report again well before it would be forgotten."""
-UNSAID = dict.fromkeys(("phase", "step", "steps", "loss", "tokens_per_second", "eta_seconds"))
-"""A job's progress before it has said anything."""
-
 log = structlog.get_logger(__name__)
 
 
-class Keeper(KeeperDoor):
+class Keeper(Shown):
     """Owner of all that is durable; `start` before use, `close` at the end."""
 
     def __init__(
@@ -65,7 +68,7 @@ class Keeper(KeeperDoor):
         self._metrics = Metrics(installed_version("learnd"), settings.base.served_name)
         self._storage = Storage(settings, self._metrics, clock)
         self._replicas = Replicas(FORGET_SECONDS)
-        self._validate = validate
+        self._validate = validate or validator(base, settings.base.max_rank)
         self._conductor: Conductor | None = None
         self._changed = asyncio.Condition()
         self._wake = asyncio.Event()
@@ -78,17 +81,11 @@ class Keeper(KeeperDoor):
         """Open the ledger, read the desired state, begin to conduct. Raises `StorageFailed` when it cannot be opened."""
         await self._storage.open()
         await self._storage.do(conducting.create)
-        self._conductor = Conductor(
-            self._settings,
-            self._base,
-            self._storage.writer,
-            self._launcher,
-            validate=self._validate or self._check_artifact,
-            clock=self._clock,
-            listen=self._heard,
-        )
+        owned = (self._settings, self._base, self._storage.writer, self._launcher)
+        self._conductor = Conductor(*owned, validate=self._validate, clock=self._clock, listen=self._heard)
         await self._publish()
-        self._loops = [asyncio.create_task(self._conduct()), asyncio.create_task(self._tidy())]
+        loops = (self._conduct(), self._tidy(), self._storage.tell(), self._storage.judge())
+        self._loops = [asyncio.create_task(loop) for loop in loops]
         log.info("keeper_started", data_dir=str(self._settings.data_dir), desired=self._desired.number)
 
     async def close(self) -> None:
@@ -138,6 +135,11 @@ class Keeper(KeeperDoor):
                 await self._changed.wait_for(lambda: self._desired.number > after or self._is_closing)
         return self._desired
 
+    async def shadow(self, said: ShadowReport) -> list[Gold]:
+        """See `KeeperDoor.shadow`."""
+        live = {seen.report.replica for seen in self._replicas.live(self._clock())}
+        return await self._storage.do(lambda conn: comparing.take(conn, self._settings, said, live))
+
     # What is shown.
 
     async def status(self) -> Json:
@@ -146,13 +148,9 @@ class Keeper(KeeperDoor):
         said = await self._storage.do(lambda conn: status.stored(conn, self._settings, now))
         said["ledger"]["bytes"] = await asyncio.to_thread(self._storage.bytes)
         await asyncio.to_thread(self._add_learning, said["lines"])
-        return {
-            **ready,
-            "base": {"name": self._settings.base.served_name, "path": str(self._base.path), **self._base.digests},
-            **said,
-            "replicas": [seen.as_json() for seen in self._replicas.live(now)],
-            "desired": self._desired.number,
-        }
+        base = {"name": self._settings.base.served_name, "path": str(self._base.path), **self._base.digests}
+        replicas = [seen.as_json() for seen in self._replicas.live(now)]
+        return {**ready, "base": base, **said, "replicas": replicas, "desired": self._desired.number}
 
     async def readiness(self) -> Json:
         """See `KeeperDoor.readiness`."""
@@ -164,44 +162,20 @@ class Keeper(KeeperDoor):
         """See `KeeperDoor.metrics`."""
         return self._metrics.render(await self.status(), accept)
 
-    async def lines(self) -> list[Json]:
-        """See `KeeperDoor.lines`."""
-        return await self._storage.do(lambda conn: status.lines(conn, self._settings))
-
-    async def versions(self, line: str) -> list[Json]:
-        """See `KeeperDoor.versions`."""
-        self._check(line)
-        return await self._storage.do(lambda conn: status.versions(conn, line))
-
-    async def history(self, line: str) -> list[Json]:
-        """See `KeeperDoor.history`."""
-        self._check(line)
-        return await self._storage.do(lambda conn: [change.as_json() for change in registry.history(conn, line)])
-
-    async def jobs(self, line: str | None) -> list[Json]:
-        """See `KeeperDoor.jobs`."""
-        self._check(line)
-        return await self._storage.do(lambda conn: [job.as_json() for job in jobs.of(conn, line)])
-
     async def job(self, job_id: str) -> Json:
         """See `KeeperDoor.job`."""
         job = await self._storage.do(lambda conn: jobs.get(conn, job_id))
         return await asyncio.to_thread(self._with_progress, job)
-
-    async def trials(self, line: str | None) -> list[Json]:
-        """See `KeeperDoor.trials`."""
-        self._check(line)
-        return await self._storage.do(lambda conn: status.trials_of(conn, line))
-
-    async def trial(self, trial_id: str) -> Json:
-        """See `KeeperDoor.trial`."""
-        return await self._storage.do(lambda conn: status.trial(conn, trial_id))
 
     # What is done by hand.
 
     async def train(self, line: str) -> Json:
         """See `KeeperDoor.train`."""
         return (await self._act(lambda: self._conducting.train(line))).as_json()
+
+    async def bisect(self, job_id: str) -> Json:
+        """See `KeeperDoor.bisect`."""
+        return await self._act(lambda: self._conducting.bisect(job_id))
 
     async def promote(self, line: str, version: str | None) -> Json:
         """See `KeeperDoor.promote`."""
@@ -210,6 +184,22 @@ class Keeper(KeeperDoor):
     async def rollback(self, line: str, version: str | None) -> Json:
         """See `KeeperDoor.rollback`."""
         return await self._act(lambda: self._conducting.roll_back(line, version))
+
+    async def overrule(self, ids: Sequence[str], decision: Decision, by: str) -> list[Json]:
+        """See `KeeperDoor.overrule`."""
+        return await self._storage.overrule(ids, decision, by)
+
+    async def steer(self, line: str, verb: Verb) -> Json:
+        """See `KeeperDoor.steer`."""
+        return trials.as_json(await self._act(lambda: self._conducting.steer(line, verb)), None)
+
+    async def anchor(self, line: str, version: str) -> Json:
+        """See `KeeperDoor.anchor`."""
+        return await self._act(lambda: self._conducting.anchor(line, version))
+
+    async def throw(self, mode: SwitchMode, reason: str) -> Json:
+        """See `KeeperDoor.throw`."""
+        return (await self._act(lambda: self._conducting.throw(mode, reason))).as_json()
 
     # Inside.
 
@@ -261,22 +251,9 @@ class Keeper(KeeperDoor):
             line["job"] = self._with_progress(line["job"]) if line["job"] else None
 
     def _with_progress(self, job: Job) -> Json:
-        return {**UNSAID, **self._conducting.progress(job), **job.as_json()}
-
-    def _check_artifact(self, folder: Path) -> str:
-        from learners import artifact  # here, since it brings torch: the keeper is small and quick to start until it needs it
-        from learners.adapter import Unservable
-
-        try:
-            return artifact.check(folder, self._base, self._settings.base.max_rank)
-        except Unservable as error:
-            raise ArtifactInvalid(str(error)) from None
+        return {**status.UNSAID, **self._conducting.progress(job), **job.as_json()}
 
     def _heard(self, event: Event) -> None:
         self._metrics.saw_event(event.kind, event.line)
         if event.kind == "swapped":
             self._metrics.saw_swap(event.line, event.body["swap_seconds"], event.body["feedback_to_live_seconds"])
-
-    def _check(self, line: str | None) -> None:
-        if line is not None and line not in self._settings.lines:
-            raise NotFound(f"no line {line!r}; there is {', '.join(self._settings.lines)}", param="line")

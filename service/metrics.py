@@ -1,4 +1,4 @@
-"""Every metric of the daemon, in one place: the only door to prometheus_client.
+"""Every metric of the daemon: with `service/metrics_lines.py` the only door to prometheus_client.
 
 Counters and histograms are told of each event; gauges are set from the status at each scrape, so they cannot go stale or
 disagree with it. Base units, prefix `learnd_`, no label that grows with users. What is counted restarts at 0 with the keeper.
@@ -6,7 +6,7 @@ disagree with it. Base units, prefix `learnd_`, no label that grows with users. 
 
 from __future__ import annotations
 
-import math
+import collections
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,14 +14,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.exposition import choose_encoder
 
 from replay.records import Feedback, Interaction, Receipt
+from service.metrics_lines import Learning, Rollout, show_exactly
 
 VERSION_LABELS = ("line", "version", "arm")
 ANSWER_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 WRITE_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 GROUP_SIZES = tuple(2**power for power in range(13))
-SWAP_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-LEARNING_SECONDS = (60, 120, 300, 600, 1800, 3600, 6 * 3600, 86_400, 7 * 86_400)
 
 
 class Metrics:
@@ -33,8 +32,8 @@ class Metrics:
         self._traffic = _Traffic(self._registry)
         self._feedback = _Feedback(self._registry)
         self._ledger = _Ledger(self._registry)
-        self._learning = _Learning(self._registry)
-        self._rollout = _Rollout(self._registry)
+        self._learning = Learning(self._registry)
+        self._rollout = Rollout(self._registry)
         self._serving = _Serving(self._registry)
         build = Gauge("learnd_build_info", "What runs: always 1.", ("version", "base"), registry=self._registry)
         build.labels(version, base).set(1)
@@ -44,9 +43,9 @@ class Metrics:
         for interaction in interactions:
             self._traffic.saw(interaction)
 
-    def saw_feedback(self, item: Feedback, outcome: Receipt | Exception) -> None:
-        """Feedback was stored, known already, or refused for contradicting what is stored."""
-        self._feedback.saw(item, outcome)
+    def saw_feedback(self, items: Iterable[Feedback], outcomes: Iterable[Receipt | Exception]) -> None:
+        """Feedback was stored, known already, or refused for contradicting what is stored: an outcome for each."""
+        self._feedback.saw(items, outcomes)
 
     def saw_joined(self, items: Iterable[Feedback], now: float) -> None:
         """Pending feedback found its interaction."""
@@ -147,14 +146,18 @@ class _Feedback:
             "learnd_feedback_not_learned", "Feedback on disk that nothing is learned from.", ("reason",), registry=registry
         )
 
-    def saw(self, item: Feedback, outcome: Receipt | Exception) -> None:
-        self.received.labels(item.metric_name, _answer(outcome), item.source).inc()
+    def saw(self, items: Iterable[Feedback], outcomes: Iterable[Receipt | Exception]) -> None:
+        alike = collections.Counter(
+            (i.metric_name, _answer(outcome), i.source) for i, outcome in zip(items, outcomes, strict=True)
+        )
+        for labels, number in alike.items():
+            self.received.labels(*labels).inc(number)
 
     def show(self, status: Mapping[str, Any]) -> None:
         self.stored.set(status["feedback"]["stored"])
         self.pending.set(status["feedback"]["pending"])
         self.pending_age.set(status["feedback"]["oldest_pending_seconds"])
-        _replace(self.refused, {(reason,): number for reason, number in status["feedback"]["refusals"].items()})
+        show_exactly(self.refused, {(reason,): number for reason, number in status["feedback"]["refusals"].items()})
 
 
 class _Ledger:
@@ -176,74 +179,11 @@ class _Ledger:
 
     def show(self, status: Mapping[str, Any]) -> None:
         ledger = status["ledger"]
-        _replace(self.rows, {(table,): number for table, number in ledger["rows"].items()})
-        _replace(self.bytes, {(place,): number for place, number in ledger["bytes"].items()})
+        show_exactly(self.rows, {(table,): number for table, number in ledger["rows"].items()})
+        show_exactly(self.bytes, {(place,): number for place, number in ledger["bytes"].items()})
         self.segments.set(ledger["segments"])
         self.open.set(ledger["open_interactions"])
         self.open_age.set(ledger["oldest_open_seconds"])
-
-
-class _Learning:
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"learnd_{name}", text, ("line", *labels), registry=registry)
-
-        self.events = Counter(
-            "learnd_conductor_events_total", "What the conductor did, `failed` included.", ("line", "kind"), registry=registry
-        )
-        self.examples = gauge("examples", "Examples, by state.", "state")
-        self.buffer = gauge("replay_buffer_examples", "Examples remembered for rehearsal.", "slice")
-        self.jobs = gauge("jobs", "Learning jobs, by state.", "state")
-        self.gates = gauge("gate_verdicts", "Verdicts of the gate on held-out examples.", "outcome")
-        self.progress = {
-            "step": gauge("job_steps_done", "Optimiser steps that the running job has made."),
-            "steps": gauge("job_steps_planned", "Optimiser steps that the running job will make at most."),
-            "loss": gauge("job_loss", "The running job's last training loss, in nats per token."),
-            "tokens_per_second": gauge("job_tokens_per_second", "The running job's speed."),
-            "eta_seconds": gauge("job_eta_seconds", "The running job's estimate of the time that is left."),
-        }
-
-    def show(self, status: Mapping[str, Any]) -> None:
-        lines = status["lines"]
-        for gauge, key in ((self.examples, "examples"), (self.buffer, "buffer"), (self.jobs, "jobs"), (self.gates, "gates")):
-            _replace(gauge, {(name, part): n for name, line in lines.items() for part, n in line[key].items()})
-        running = {name: line["job"] for name, line in lines.items() if line["job"]}
-        for field, gauge in self.progress.items():
-            _replace(gauge, {(name,): job.get(field) for name, job in running.items()})
-
-
-class _Rollout:
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"learnd_trial_{name}", text, ("line", *labels), registry=registry)
-
-        self.weight = gauge("weight", "Share of units that the candidate answers.")
-        self.units = gauge("units", "Matured units of the open trial.", "arm")
-        self.evidence = gauge("log_evidence", "Log of the e-process of the open trial.", "bound")
-        self.threshold = gauge("log_threshold", "What the log of the e-process must reach.", "bound")
-        self.trials = Gauge("learnd_trials", "Trials, by stage.", ("line", "stage"), registry=registry)
-        self.swap_seconds = Histogram(
-            "learnd_swap_seconds",
-            "From the decision until every replica answers with the new champion.",
-            ("line",),
-            buckets=SWAP_SECONDS,
-            registry=registry,
-        )
-        self.feedback_to_live_seconds = Histogram(
-            "learnd_feedback_to_live_seconds",
-            "From the oldest feedback that a version learned from until it is champion.",
-            ("line",),
-            buckets=LEARNING_SECONDS,
-            registry=registry,
-        )
-
-    def show(self, status: Mapping[str, Any]) -> None:
-        lines = status["lines"]
-        trials = {name: line["trial"] for name, line in lines.items() if line["trial"]}
-        _replace(self.trials, {(name, stage): n for name, line in lines.items() for stage, n in line["trials"].items()})
-        _replace(self.weight, {(name,): trial["weight"] for name, trial in trials.items()})
-        for gauge, key in ((self.units, "units"), (self.evidence, "log_evidence"), (self.threshold, "thresholds")):
-            _replace(gauge, {(name, part): n for name, trial in trials.items() for part, n in trial[key].items()})
 
 
 class _Serving:
@@ -264,19 +204,12 @@ class _Serving:
         replicas = status["replicas"]
         self.ready.set(status["ready"])
         self.desired.set(status["desired"])
-        _replace(self.number, {(r["id"],): r["number"] for r in replicas})
-        _replace(self.inflight, {(r["id"],): r["inflight"] for r in replicas})
-        _replace(self.resident, {(r["id"], version): 1 for r in replicas for version in r["resident"]})
+        show_exactly(self.number, {(r["id"],): r["number"] for r in replicas})
+        show_exactly(self.inflight, {(r["id"],): r["inflight"] for r in replicas})
+        show_exactly(self.resident, {(r["id"], version): 1 for r in replicas for version in r["resident"]})
 
 
 def _answer(outcome: Receipt | Exception) -> str:
     if isinstance(outcome, Exception):
         return "conflict"
     return "repeat" if outcome.is_repeat else outcome.status.value
-
-
-def _replace(gauge: Gauge, values: Mapping[tuple[str, ...], float | None]) -> None:
-    """Show exactly these label sets, so that what has ended disappears; None stands for not known."""
-    gauge.clear()
-    for labels, value in values.items():
-        gauge.labels(*labels).set(math.nan if value is None else value)

@@ -8,7 +8,7 @@ beside these; the conductor is the only writer of them all.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,9 @@ from sqlalchemy import (
 )
 
 from service.errors import Conflict, NotFound
-from service.rollout.stages import Trial
-from service.router import Desired, Resident, Route
+from service.rollout.anchor import Watch
+from service.rollout.stages import Stage, Trial
+from service.router import Desired, Resident, Route, Shadowing
 
 metadata = MetaData()
 
@@ -78,17 +79,11 @@ _history = Table(
 )
 Index("alias_history_by_line", _history.c.line, _history.c.id)
 _desired = Table("desired", metadata, Column("id", Integer, primary_key=True), Column("number", Integer, nullable=False))
-_event = Table(
-    "event",
-    metadata,
-    Column("seq", Integer, primary_key=True),
-    Column("at", Float, nullable=False),
-    Column("line", String, nullable=False, index=True),
-    Column("kind", String, nullable=False),
-    Column("body", JSON, nullable=False),
-)
 
 CHAMPION, PREVIOUS = "champion", "previous"
+
+Watched = tuple[Watch, float]
+"""A watch over a line's anchor, and which share of the units the anchor answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,24 +252,21 @@ def bump(conn: Connection) -> int:
     return number(conn)
 
 
-def desired(conn: Connection, lines: Iterable[str], trials: Mapping[str, Trial], folder: Path) -> Desired:
+def desired(
+    conn: Connection,
+    lines: Iterable[str],
+    trials: Mapping[str, Trial],
+    folder: Path,
+    watches: Mapping[str, Watched] | None = None,
+) -> Desired:
     """What replicas should hold and how they should route; `trials` are the open ones, `folder` is that of all versions."""
     routes = {line: _route(line, aliases(conn, line), trials.get(line)) for line in lines}
+    routes |= {line: _held_back(routes[line], *watched) for line, watched in (watches or {}).items()}
     candidates = {t.candidate for t in trials.values() if t.line in routes and t.stage.is_resident}
-    named = {name for route in routes.values() for name in (route.champion, route.previous) if name}
+    named = {name for route in routes.values() for name in (route.champion, route.previous, route.anchor) if name}
     rows = conn.execute(select(_version.c.name, _version.c.path, _version.c.id).order_by(_version.c.id)).all()
     resident = tuple(Resident(row.name, str(folder / row.path), row.id) for row in rows if row.name in named | candidates)
     return Desired(number(conn), resident, routes, tuple(row.name for row in rows))
-
-
-def tell(conn: Connection, at: float, line: str, kind: str, body: Mapping[str, Any]) -> None:
-    """Append to the log of what was done and why."""
-    conn.execute(insert(_event).values(at=at, line=line, kind=kind, body=dict(body)))
-
-
-def events(conn: Connection, line: str) -> list[dict[str, Any]]:
-    """What was done on a line, oldest first."""
-    return [dict(row) for row in conn.execute(select(_event).where(_event.c.line == line).order_by(_event.c.seq)).mappings()]
 
 
 def _point(conn: Connection, line: str, alias: str, to: str | None) -> None:
@@ -285,9 +277,19 @@ def _point(conn: Connection, line: str, alias: str, to: str | None) -> None:
 
 def _route(line: str, named: Mapping[str, str | None], trial: Trial | None) -> Route:
     champion, previous = named[CHAMPION], named[PREVIOUS]
+    if trial is not None and trial.stage is Stage.SHADOW:
+        return Route(line, champion, previous=previous, shadow=Shadowing(trial.candidate, trial.id, trial.policy.shadow))
     if trial is None or not trial.stage.has_traffic:
         return Route(line, champion, previous=previous)
-    return Route(line, champion, trial.candidate, previous, trial.weight, salt=trial.id, trial=trial.id)
+    route = Route(line, champion, trial.candidate, previous, trial.weight, salt=trial.id, trial=trial.evidence_id)
+    return replace(route, is_baking=trial.stage is Stage.BAKE)
+
+
+def _held_back(route: Route, watch: Watch, holdback: float) -> Route:
+    """The route with its anchor, which answers its share while a round compares it with this very champion."""
+    route = replace(route, anchor=watch.anchor)
+    is_compared = watch.is_open and watch.champion == route.champion
+    return replace(route, holdback=holdback, watch=watch.name) if is_compared else route
 
 
 def _as_version(row: RowMapping) -> Version:

@@ -8,20 +8,26 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from replay.records import Feedback, Interaction, Receipt
+from replay.shadows import Gold
+from service.comparing import ShadowReport
 from service.conductor import JobState
 from service.door import Json, KeeperDoor
 from service.errors import LearndError, NotReady
+from service.rollout.controller import Verb
 from service.router import Desired, ReplicaReport
-from service.settings import Settings
+from service.settings import Settings, SwitchMode
 
 NAMESPACE = "learnd"
 KEEPER = "keeper"
+
+_ONCE = frozenset({"anchor", "bisect", "promote", "rollback", "steer", "train"})
+"""Calls that Ray must not repeat when the keeper dies under them: a second roll-back would go back two versions."""
 
 
 class RemoteKeeper(KeeperDoor):
@@ -45,6 +51,10 @@ class RemoteKeeper(KeeperDoor):
     async def desired(self, after: int, report: ReplicaReport, timeout_seconds: float) -> Desired:
         """See `KeeperDoor.desired`."""
         return await self._call("desired", after, report, timeout_seconds)  # type: ignore[no-any-return]
+
+    async def shadow(self, said: ShadowReport) -> list[Gold]:
+        """See `KeeperDoor.shadow`."""
+        return await self._call("shadow", said)  # type: ignore[no-any-return]
 
     async def status(self) -> Json:
         """See `KeeperDoor.status`."""
@@ -70,6 +80,10 @@ class RemoteKeeper(KeeperDoor):
         """See `KeeperDoor.history`."""
         return await self._call("history", line)  # type: ignore[no-any-return]
 
+    async def bisect(self, job_id: str) -> Json:
+        """See `KeeperDoor.bisect`."""
+        return await self._call("bisect", job_id)  # type: ignore[no-any-return]
+
     async def train(self, line: str) -> Json:
         """See `KeeperDoor.train`."""
         return await self._call("train", line)  # type: ignore[no-any-return]
@@ -81,6 +95,30 @@ class RemoteKeeper(KeeperDoor):
     async def rollback(self, line: str, version: str | None) -> Json:
         """See `KeeperDoor.rollback`."""
         return await self._call("rollback", line, version)  # type: ignore[no-any-return]
+
+    async def anchor(self, line: str, version: str) -> Json:
+        """See `KeeperDoor.anchor`."""
+        return await self._call("anchor", line, version)  # type: ignore[no-any-return]
+
+    async def steer(self, line: str, verb: Verb) -> Json:
+        """See `KeeperDoor.steer`."""
+        return await self._call("steer", line, verb)  # type: ignore[no-any-return]
+
+    async def throw(self, mode: SwitchMode, reason: str) -> Json:
+        """See `KeeperDoor.throw`."""
+        return await self._call("throw", mode, reason)  # type: ignore[no-any-return]
+
+    async def quarantine(self, line: str, which: Literal["held", "all"], reason: str | None) -> list[Json]:
+        """See `KeeperDoor.quarantine`."""
+        return await self._call("quarantine", line, which, reason)  # type: ignore[no-any-return]
+
+    async def overrule(self, ids: Sequence[str], decision: Literal["release", "drop"], by: str) -> list[Json]:
+        """See `KeeperDoor.overrule`."""
+        return await self._call("overrule", ids, decision, by)  # type: ignore[no-any-return]
+
+    async def verdicts(self, line: str) -> list[Json]:
+        """See `KeeperDoor.verdicts`."""
+        return await self._call("verdicts", line)  # type: ignore[no-any-return]
 
     async def jobs(self, line: str | None) -> list[Json]:
         """See `KeeperDoor.jobs`."""
@@ -98,17 +136,30 @@ class RemoteKeeper(KeeperDoor):
         """See `KeeperDoor.trial`."""
         return await self._call("trial", trial_id)  # type: ignore[no-any-return]
 
+    async def replay(self, trial_id: str) -> list[Json]:
+        """See `KeeperDoor.replay`."""
+        return await self._call("replay", trial_id)  # type: ignore[no-any-return]
+
+    async def audit(self) -> Json:
+        """See `KeeperDoor.audit`."""
+        return await self._call("audit")  # type: ignore[no-any-return]
+
     async def _call(self, verb: str, *arguments: Any) -> Any:
         try:
             if self._actor is None:
                 self._actor = ray.get_actor(KEEPER, namespace=NAMESPACE)
-            return await self._actor.call.remote(verb, *arguments)
+            call = self._actor.call.options(max_task_retries=0) if verb in _ONCE else self._actor.call
+            return await call.remote(verb, *arguments)
         except RayTaskError as error:
             if isinstance(error.cause, LearndError):
                 raise error.cause from None
             raise
-        except (RayActorError, ValueError):
+        except (RayActorError, ValueError) as error:
             self._actor = None
+            if verb in _ONCE and isinstance(error, RayActorError):
+                raise NotReady(
+                    "the keeper died meanwhile: look at `learnd status` whether it was done before you repeat it"
+                ) from None
             raise NotReady("the keeper is starting again: repeat the request in a moment") from None
 
 

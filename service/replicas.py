@@ -26,7 +26,7 @@ class Seen:
             "id": self.report.replica,
             "number": self.report.number,
             "resident": sorted(self.proven),
-            "refused": {name: probe.reason for name, probe in self.report.resident.items() if not probe.ok},
+            "refused": {name: probe.in_words for name, probe in self.report.resident.items() if not probe.ok},
             "inflight": sum(self.report.inflight.values()),
             "last_seen": self.at,
         }

@@ -20,7 +20,7 @@ import structlog
 
 from service.door import KeeperDoor
 from service.engines.base import Engine
-from service.errors import LearndError
+from service.errors import ArtifactInvalid, LearndError
 from service.rollout.probe import ProbeResult, judge
 from service.router import Desired, ReplicaReport, Resident, Route
 
@@ -43,14 +43,17 @@ class Residency:
         replica: str,
         *,
         base_name: str,
+        validate: Callable[[Path], object],
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        """`validate` raises `ArtifactInvalid` for a version's folder that is damaged, foreign or made for another base."""
         self.desired = Desired(number=-1)
         """What the gateway goes by: its number is that of the last state whose routes are served in full."""
         self._engine = engine
         self._keeper = keeper
         self._replica = replica
         self._base = base_name
+        self._validate = validate
         self._pause = pause
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._target = Desired(number=-1)
@@ -138,7 +141,10 @@ class Residency:
     async def _prove(self, version: Resident) -> ProbeResult:
         """Load a version and measure it; it stays only if it is what the trainer made."""
         try:
+            await asyncio.to_thread(self._validate, Path(version.path))
             fingerprint = await asyncio.to_thread(_read_fingerprint, version)
+        except ArtifactInvalid as error:
+            return self._told(version, ProbeResult(ok=False, reason="artifact_invalid", detail=error.message))
         except (OSError, ValueError, KeyError, TypeError) as error:
             return self._told(version, ProbeResult(ok=False, reason="fingerprint_invalid", detail=str(error)))
         try:
@@ -176,7 +182,7 @@ class Residency:
         kept = target.resident_names | {name for route in routes.values() for name in route.needed}
         resident = tuple(version for name, version in self._held.items() if name in kept)
         number = target.number if routes == dict(target.routes) else self.desired.number
-        self.desired = Desired(number, resident, routes, target.versions)
+        self.desired = Desired(number, resident, routes, target.versions, target.is_base_only)
 
     def _route(self, wanted: Route) -> Route:
         """The wanted route if all that it needs is held, else the best there is; stand-ins are no evidence in a trial."""
@@ -185,7 +191,8 @@ class Residency:
         before = self.desired.routes.get(wanted.line)
         choices = (wanted.champion, before.champion if before else None, wanted.previous)
         champion = next((name for name in choices if name in self._held), None)
-        return replace(wanted, champion=champion, candidate=None, weight=0.0, trial=None)
+        alone = replace(wanted, champion=champion, candidate=None, weight=0.0, trial=None, is_baking=False)
+        return replace(alone, shadow=None, watch="")
 
     def _tell_unanswerable(self) -> None:
         """Log the lines that are answered by a stand-in, when that changes."""

@@ -4,7 +4,7 @@ The registry builds `Desired`, a replica's residency narrows it to what it holds
 request. Nothing here does I/O or remembers anything.
 
 Names: `support` is the line's champion, split with a candidate while a trial runs · `support@v7` is pinned ·
-`support@champion|candidate|previous|base` by alias · the base's own name is the base. The base stands in for the
+`support@champion|candidate|previous|anchor|base` by alias · the base's own name is the base. The base stands in for the
 champion of a line that has none yet.
 """
 
@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 
 from replay.records import Arm
 from service.errors import NotFound
-from service.rollout.assignment import arm_at, place_of, unit_of
+from service.rollout.assignment import arm_at, is_reference, place_of, unit_of
 from service.rollout.probe import ProbeResult
+from service.settings import Shadow
 
-ALIASES = ("champion", "candidate", "previous", "base")
+ALIASES = ("champion", "candidate", "previous", "anchor", "base")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,16 @@ class Resident:
 
 
 @dataclass(frozen=True, slots=True)
+class Shadowing:
+    """A candidate that answers a sample of a line's prompts once more, for nobody to read."""
+
+    version: str
+    trial: str
+    spec: Shadow
+    """The share and its limits."""
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """How one line's traffic is shared among its versions."""
 
@@ -46,11 +57,21 @@ class Route:
     """Share of units that the candidate answers; a control group of the same size is marked."""
     salt: str = ""
     trial: str | None = None
+    is_baking: bool = False
+    """The candidate is the champion already: the control group stays on the one before."""
+    shadow: Shadowing | None = None
+    """Beside the traffic, which it changes nothing of."""
+    anchor: str | None = None
+    """Who answers the holdback; None: the base."""
+    holdback: float = 0.0
+    watch: str = ""
+    """The round in which the anchor is compared, which is also its salt; empty: nothing is held back."""
 
     @property
     def needed(self) -> frozenset[str]:
         """The versions without which this route cannot answer."""
-        names = {self.champion, self.candidate if self.weight > 0 else None}
+        names = {self.champion, self.candidate if self.weight > 0 else None, self.previous if self.is_baking else None}
+        names |= {self.anchor if self.watch else None}
         return frozenset(name for name in names if name)
 
 
@@ -63,6 +84,8 @@ class Desired:
     routes: Mapping[str, Route] = field(default_factory=dict)
     versions: tuple[str, ...] = ()
     """Every version that is known, resident or not."""
+    is_base_only: bool = False
+    """The kill switch keeps every adapter from answering, also by its name."""
 
     @property
     def resident_names(self) -> frozenset[str]:
@@ -94,7 +117,7 @@ class Choice:
     arm: Arm
     unit: str
     trial: str | None = None
-    """Set when the request is evidence in that trial."""
+    """Set when the request is evidence in that trial, or in that round of the anchor's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +147,10 @@ def resolve(desired: Desired, base_name: str, model: str, key: str) -> Choice:
         return _split(route, base_name, key, unit)
     if pin == "base":
         return Choice(base_name, line, Arm.BASE, unit)
+    if desired.is_base_only:
+        raise NotFound(
+            f"{model!r} does not answer now: the kill switch is on base_only; ask {line!r}, or the base", param="model"
+        )
     version = _aliased(route, base_name, pin) if pin in ALIASES else model
     if version is None:
         raise _unknown(desired, base_name, f"line {line!r} has no {pin} now")
@@ -148,11 +175,16 @@ def models(desired: Desired, base_name: str) -> Iterator[Model]:
 
 def _split(route: Route, base_name: str, key: str, unit: str) -> Choice:
     champion = route.champion or base_name
+    place = place_of(route.watch, key) if route.watch else 0.0
+    if route.watch and place < route.holdback:
+        return Choice(route.anchor or base_name, route.line, Arm.ANCHOR, unit, route.watch)
+    watch = route.watch if route.watch and is_reference(place, route.holdback) else None
     if route.candidate is None or route.weight <= 0:
-        return Choice(champion, route.line, Arm.CHAMPION, unit)
+        return Choice(champion, route.line, Arm.CHAMPION, unit, watch)
     arm = arm_at(place_of(route.salt, key), route.weight)
-    version = route.candidate if arm is Arm.CANDIDATE else champion
-    return Choice(version, route.line, arm, unit, None if arm is Arm.CHAMPION else route.trial)
+    before = route.previous or base_name
+    version = {Arm.CANDIDATE: route.candidate, Arm.CONTROL: before if route.is_baking else champion}.get(arm, champion)
+    return Choice(version, route.line, arm, unit, watch if arm is Arm.CHAMPION else route.trial)
 
 
 def _aliased(route: Route, base_name: str, alias: str) -> str | None:
@@ -160,6 +192,7 @@ def _aliased(route: Route, base_name: str, alias: str) -> str | None:
         "champion": route.champion or base_name,
         "candidate": route.candidate,
         "previous": route.previous,
+        "anchor": route.anchor or (base_name if route.watch else None),
         "base": base_name,
     }
     return names[alias]

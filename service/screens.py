@@ -26,9 +26,12 @@ def status(said: Json) -> Group:
     """The whole state of a daemon on one screen."""
     feedback, base = said.get("feedback", {}), said.get("base", {})
     ready = Text("ready", "green") if said.get("ready") else Text("not ready", "red")
+    thrown = said.get("kill_switch") or {"mode": "off"}
+    if thrown["mode"] != "off":
+        ready = Text.assemble(ready, Text(f" · kill switch: {thrown['mode']}", "red"))
     head = Text.assemble(ready, f" · base {base.get('name', '?')} · desired state {said.get('desired', '?')}")
     stored = f"feedback: {feedback.get('stored', 0)} stored, {feedback.get('pending', 0)} wait for their interaction"
-    lines = _table("line", "champion", "candidate", "previous", "versions", "fresh", "trained", "job", "trial")
+    lines = _table("line", "champion", "candidate", "previous", "versions", "fresh", "held", "trained", "job", "trial")
     for name, line in said.get("lines", {}).items():
         lines.add_row(*_line(name, line))
     replicas = _table("replica", "state", "resident", "in flight")
@@ -36,17 +39,49 @@ def status(said: Json) -> Group:
         inflight = one.get("inflight", 0)
         total = sum(inflight.values()) if isinstance(inflight, dict) else inflight
         replicas.add_row(str(one["id"]), str(one.get("number", "")), ", ".join(one.get("resident", [])), str(total))
-    return Group(head, Text(stored), Text(), lines, Text(), replicas)
+    said_last = [Text(f"{name}: the gate says {verdict}") for name, verdict in _verdicts(said.get("lines", {}))]
+    searched = {name: line["bisection"] for name, line in said.get("lines", {}).items() if line.get("bisection")}
+    said_last += [Text(f"{name}: {search(found)}") for name, found in searched.items()]
+    watched = {name: line["anchor"] for name, line in said.get("lines", {}).items() if line.get("anchor")}
+    said_last += [Text(f"{name}: {anchor(one)}", "red" if one["standing"] != "ok" else "") for name, one in watched.items()]
+    return Group(head, Text(stored), Text(), lines, *said_last, Text(), replicas)
 
 
 def versions(line: str, data: Sequence[Json]) -> Table:
     """A line's versions, each with its scores on held-out examples."""
-    table = _table(line, "state", "aliases", "made", "from", "gate", "held-out exact matches")
+    table = _table(line, "state", "aliases", "made", "from", "gate", "accuracy", "BWT", "forgetting", "held-out exact matches")
     for one in data:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(one["created_at"])) if one.get("created_at") else ""
         scores = ", ".join(f"{name} {_number(score.get('exact'))}" for name, score in (one.get("slices") or {}).items())
         aliases = ", ".join(one.get("aliases") or [])
-        table.add_row(one["name"], one.get("state", ""), aliases, made, one.get("parent") or "base", _gate(one), scores)
+        table.add_row(
+            one["name"], one.get("state", ""), aliases, made, one.get("parent") or "base", _gate(one), *_transfer(one), scores
+        )
+    return table
+
+
+def search(found: Json) -> str:
+    """A search for harmful examples, in a few words."""
+    told = found["reason"] or f"{found['suspects']} examples are suspected, {found['probe'] or 'no job'} tries a half"
+    return f"{found['job']} lost the slice {found['slice']}: {told}"
+
+
+def verdicts(data: Sequence[Json]) -> Table:
+    """What became of a line's trials, and why."""
+    table = _table("", "when", "trial", "candidate", "from", "to", "by", "why")
+    for one in data:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["at"]))
+        table.add_row(str(one["seq"]), when, *(str(one[name]) for name in ("trial", "candidate", "from", "to", "by", "reason")))
+    return table
+
+
+def cases(data: Sequence[Json]) -> Table:
+    """What a guard stopped: which, why, and who decided since."""
+    table = _table("feedback", "when", "what", "reason", "state", "from", "decided by")
+    for one in data:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["at"]))
+        names = ("kind", "reason", "state", "principal")
+        table.add_row(one["feedback_id"], when, *(str(one[name]) for name in names), one["decided_by"] or "–")
     return table
 
 
@@ -56,6 +91,18 @@ def checks(found: Iterable[Check]) -> Table:
     for one in found:
         table.add_row(Text(one.level, COLOURS[one.level]), one.name, one.found, one.advice)
     return table
+
+
+def verdict(gate: Json) -> str:
+    """A verdict of the gate in a few words: outcome, the slice that it came nearest to losing, limits that were broken."""
+    said = str(gate.get("outcome", ""))
+    worst = next(
+        (one for one in gate.get("findings", ()) if one["name"] == gate.get("worst") and one["must"] == "not_lose"), None
+    )
+    if worst:
+        said += f", worst slice {worst['name']} [{worst['low']:+.3f}, {worst['high']:+.3f}], look {worst.get('looks', 1)}"
+    broken = [one["told"] for one in gate.get("bounds", ()) if one["outcome"] != "pass"]
+    return "; ".join([said, *broken])
 
 
 def job(running: Json | None) -> str:
@@ -72,6 +119,8 @@ def trial(running: Json | None) -> str:
     """A running trial in a few words."""
     if not running:
         return "–"
+    if running["state"] == "shadow":
+        return _shadow(running["shadow"])
     said = f"{running['state']} at {running.get('weight') or 0:.0%}"
     if units := running.get("units"):
         said += f", units {units['candidate']}/{units['control']}"
@@ -79,19 +128,47 @@ def trial(running: Json | None) -> str:
     if logs and limits:
         said += f", promote {logs['promote']:.1f} of {limits['promote']:.1f}"
         said += f", roll back {logs['rollback']:.1f} of {limits['rollback']:.1f}"
+        low, high = running.get("difference") or (-1.0, 1.0)
+        said += f", difference in [{low:+.3f}, {high:+.3f}]"
     return said
+
+
+def _shadow(said: Json) -> str:
+    """How far a shadow is: nobody reads what it answers."""
+    replies = f"{sum(said['outcomes'].values())} replies, {said['outcomes']['failed']} failed"
+    harm = max(said["harm"].values())
+    return f"shadow, {replies}, {said['pairs']} of {said['min_pairs']} compared, harm {harm:.1f} of {said['harm_at']:.1f}"
+
+
+def anchor(found: Json) -> str:
+    """How a line stands against its anchor, in a few words."""
+    low, high = found["difference"]
+    said = f"{found['standing']}, champion - anchor in [{low:+.3f}, {high:+.3f}] in this round"
+    said += f", decay {found['log_evidence']:.1f} of {found['alarm_at']:.1f} after {found['blocks']} units of the anchor"
+    return f"anchor {found['version'] or 'base'}: {said}"
 
 
 def _line(name: str, line: Json) -> list[str]:
     aliases = [line.get(alias) or "–" for alias in ("champion", "candidate", "previous")]
     examples = line.get("examples", {})
-    counts = [str(line.get("versions", 0)), str(examples.get("fresh", 0)), str(examples.get("trained", 0))]
+    held = sum((line.get("quarantine") or {}).get("held", {}).values())
+    counts = [str(n) for n in (line.get("versions", 0), examples.get("fresh", 0), held, examples.get("trained", 0))]
     return [name, *aliases, *counts, job(line.get("job")), trial(line.get("trial"))]
 
 
 def _gate(version: Json) -> str:
-    gate = version.get("gate")
-    return str(gate.get("outcome", "")) if isinstance(gate, dict) else str(gate or "")
+    return verdict(version.get("gate") or {})
+
+
+def _verdicts(lines: Json) -> list[tuple[str, str]]:
+    return [(name, verdict(line["last_verdict"])) for name, line in lines.items() if line.get("last_verdict")]
+
+
+def _transfer(version: Json) -> list[str]:
+    """Average, backward transfer and forgetting of exact matches up to this version; blank where nothing is known."""
+    matrix = (version.get("gate") or {}).get("matrix") or {}
+    read = matrix.get("exact", {}).get("transfer") or {}
+    return [_number(read.get(name)) for name in ("average", "backward", "forgetting")]
 
 
 def _number(value: float | None) -> str:

@@ -5,21 +5,50 @@ Values are typed and documented where they stand; `service/settings_file.py` rea
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
-"""What a line, a metric or a key may be called."""
+from replay.records import Wanted
+from service.settings_data import Admission, Closed, Drift, Name
+from service.settings_learning import Learning
+from service.settings_line import Anchor, Bake, Gate, Guardrail, Line, Rollout, Shadow, Trigger
+from service.settings_training import Training
+
+__all__ = [
+    "Admission",
+    "Anchor",
+    "Bake",
+    "Closed",
+    "Drift",
+    "Gate",
+    "Guardrail",
+    "Judge",
+    "Key",
+    "Learning",
+    "Line",
+    "Metric",
+    "Notice",
+    "Rollout",
+    "Settings",
+    "Shadow",
+    "SwitchMode",
+    "Training",
+    "Trigger",
+    "Webhook",
+]
 
 
-class Closed(BaseModel):
-    """A table of settings that refuses strangers."""
+SwitchMode = Literal["off", "freeze_promotion", "freeze_training", "base_only"]
+"""How far the kill switch is thrown; each holds back what the one before does, and more."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+Notice = Literal["pre-rollout", "rollout", "rollback", "post-rollout", "event"]
+"""What webhooks are told of, in Flagger's words: a trial begins, goes a step, goes back, has ended; anything else."""
 
 
 class Http(Closed):
@@ -56,7 +85,9 @@ class Base(Closed):
     name: str = ""
     """What clients write in `model` to ask the base itself; empty: derived from the source."""
     quantization: Literal["none", "int8", "int4"] = "none"
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """`int8`: the layers' weights and inputs in 8 bits; `int4`: their weights in 4. Made once, it serves and trains."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Of the engine's computation; `auto`: the base's own on a GPU, the faster of bf16 and fp32 on a CPU."""
     max_model_len: int = Field(2048, ge=128)
     max_rank: int = Field(16, ge=1)
     max_resident: int = Field(4, ge=2)
@@ -79,7 +110,8 @@ class Engine(Closed):
     """KV cache on a CPU."""
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
     cpus: float = Field(1.0, ge=0)
-    gpus: float = Field(0.0, ge=0)
+    gpus: float = Field(default_factory=lambda: float(any(Path("/dev").glob("nvidia[0-9]*"))), ge=0)
+    """Of each replica; by default a whole one where this machine has an NVIDIA card."""
     threads: int = Field(0, ge=0)
     """OpenMP threads on a CPU; 0: as many as cores."""
     has_grouped_lora: bool = True
@@ -117,104 +149,37 @@ class Feedback(Closed):
     """Feedback whose interaction has not appeared by then is `expired`."""
 
 
-class Learning(Closed):
-    """How a line's next adapter is trained."""
+class Webhook(Closed):
+    """An address that is told of what is done."""
 
-    strategy: Literal["naive", "replay"] = "replay"
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    learning_rate: float = Field(2e-4, gt=0)
-    epochs: float = Field(2, gt=0)
-    batch_size: int = Field(8, ge=1)
-    accumulation: int = Field(2, ge=1)
-    warmup_ratio: float = Field(0.05, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    max_length: int = Field(1024, ge=32)
-    early_stopping_patience: int = Field(3, ge=0)
-    """Evaluations without improvement before training stops; 0: never."""
-    replay_capacity: int = Field(5000, ge=0)
-    """Examples remembered by each line, over all slices."""
-    replay_ratio: float = Field(0.5, ge=0)
-    """Remembered examples for each fresh one, under `replay`."""
-    seed: int = 0
+    url: str = Field(pattern=r"^https?://[^\s/]")
+    secret: SecretStr = SecretStr("")
+    """Signs each notice (HMAC-SHA256, Standard Webhooks); empty: unsigned. Best from `LEARND_WEBHOOKS__NAME__SECRET`."""
+    types: tuple[Notice, ...] = ("pre-rollout", "rollout", "rollback", "post-rollout", "event")
+    max_age_seconds: float = Field(86_400, gt=0)
+    """What could not be told for so long is told no more."""
+
+    @field_validator("secret")
+    @classmethod
+    def _is_key(cls, secret: SecretStr) -> SecretStr:
+        if secret.get_secret_value().startswith("whsec_"):
+            try:
+                base64.b64decode(secret.get_secret_value().removeprefix("whsec_"), validate=True)
+            except ValueError:
+                raise ValueError("what follows whsec_ must be base64; a secret of any other form is taken as it is") from None
+        return secret
 
 
-class Trigger(Closed):
-    """When a line learns by itself."""
+class Judge(Closed):
+    """Another model that says which of two replies is better, of candidates in the shadow."""
 
-    min_examples: int = Field(256, ge=1)
-    """Admitted examples since the last job."""
-    max_age_seconds: float = Field(0, ge=0)
-    """Or the oldest untrained example is older than this (and there are at least 16); 0: never."""
-    cooldown_seconds: float = Field(600, ge=0)
-    """Pause between two jobs of a line."""
-
-
-class Gate(Closed):
-    """What a candidate must show on held-out examples before it meets traffic."""
-
-    score: Literal["exact_match", "likelihood"] = "likelihood"
-    """`exact_match`: greedy decoding gives the held-out reply; `likelihood`: mean log-probability of its tokens, in nats."""
-    min_gain: float = 0.0
-    """The lower bound of the gain on the new examples must exceed this."""
-    max_loss: float = Field(0.1, ge=0)
-    """An older slice may lose at most this at the lower bound of its difference."""
-    confidence: float = Field(0.95, gt=0.5, lt=1)
-    min_items: int = Field(20, ge=1)
-    """Fewer held-out examples make the verdict `inconclusive`."""
-
-
-class Rollout(Closed):
-    """How a candidate is proven on live traffic."""
-
-    metric: str = "thumb"
-    weights: tuple[float, ...] = (0.1, 0.25, 0.5)
-    """Shares of units that the candidate gets, step by step; each step has a control group of equal size."""
-    step_min_units: int = Field(20, ge=1)
-    margin: float = Field(0.05, ge=0, lt=1)
-    """Non-inferiority margin on the reward in [0, 1], where a missing answer counts one half."""
-    alpha_promote: float = Field(0.05, gt=0, lt=1)
-    alpha_rollback: float = Field(0.01, gt=0, lt=1)
-    min_units: int = Field(100, ge=1)
-    """Matured units in each arm before a promotion."""
-    min_seconds: float = Field(0, ge=0)
-    max_units: int = Field(20_000, ge=1)
-    max_seconds: float = Field(604_800, gt=0)
-    """Out of time: the trial expires and the champion stays."""
-    error_burst: int = Field(5, ge=1)
-    """Failed replies of the candidate among its last `error_window` that roll it back at once."""
-    error_window: int = Field(50, ge=1)
-    verify_seconds: float = Field(300, gt=0)
-    """How long replicas may take to load and prove a version."""
-    is_automatic: bool = True
-    """False: a candidate that has passed waits for `learnd promote`."""
-
-
-class Line(Closed):
-    """A named lineage of adapters over the base."""
-
-    slices: dict[str, str] = {}
-    """Slice by the first pattern (a Python regular expression) found in the prompt, unless the client names one."""
-    learning: Learning = Learning()
-    trigger: Trigger = Trigger()
-    gate: Gate = Gate()
-    rollout: Rollout = Rollout()
-
-
-class Training(Closed):
-    """Where jobs run."""
-
-    workers: int = Field(1, ge=1)
-    is_on_gpu: bool = False
-    cpus_per_worker: float = Field(1.0, ge=0)
-    threads: int = Field(0, ge=0)
-    """Compute threads of a worker; 0: as many as cores."""
-    nice: int = Field(10, ge=0, le=19)
-    """Training yields to serving by this priority."""
-    max_attempts: int = Field(3, ge=1)
-    """Deaths before a job is failed with its reason."""
+    url: str = Field("", pattern=r"^(https?://.+)?$")
+    """Of an OpenAI-compatible server, up to `/v1`; empty: there is no judge."""
+    model: str = ""
+    key_env: str = ""
+    """The environment variable that holds its key; empty: none is sent."""
+    criteria: str = "Prefer the reply that is right, answers what was asked, and says no more than is needed."
+    timeout_seconds: float = Field(30, gt=0)
 
 
 class Ledger(Closed):
@@ -256,6 +221,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix="LEARND_", env_nested_delimiter="__")
 
     data_dir: Path = Path("learnd-data")
+    kill_switch: SwitchMode = "off"
+    """`freeze_promotion`: no trial goes forward; `freeze_training`: nor is anything learned; `base_only`: nor does any adapter
+    answer. Rollbacks go on. Of this and `learnd switch` the stricter holds."""
     http: Http = Http()
     keys: dict[Name, Key] = {}
     base: Base = Base()
@@ -263,6 +231,8 @@ class Settings(BaseSettings):
     recording: Recording = Recording()
     feedback: Feedback = Feedback()
     lines: dict[Name, Line] = {"default": Line()}
+    webhooks: dict[Name, Webhook] = {}
+    judge: Judge = Judge()
     training: Training = Training()
     ledger: Ledger = Ledger()
     cluster: Cluster = Cluster()
@@ -284,17 +254,46 @@ class Settings(BaseSettings):
     def _fits_together(self) -> Self:
         if not self.http.is_loopback and not self.keys:
             raise ValueError(f"http.host {self.http.host!r} is not loopback, so keys are needed: make one with `learnd key new`")
-        if 3 * len(self.lines) > self.base.max_resident:
-            raise ValueError(f"base.max_resident {self.base.max_resident} is too small: {len(self.lines)} lines need 3 each")
+        needed = sum(3 + (line.rollout.anchor.holdback > 0) for line in self.lines.values())
+        if needed > self.base.max_resident:
+            told = f"{len(self.lines)} lines need 3 each, and one more with an anchor"
+            raise ValueError(f"base.max_resident {self.base.max_resident} is too small: {told}")
         for name, line in self.lines.items():
             self._check_line(name, line)
         return self
 
+    def wanted(self, line: str) -> Wanted:
+        """Which opinions a line learns from, as `replay` has it."""
+        good = {name: metric.optimize == "max" for name, metric in self.feedback.metrics.items()}
+        return self.lines[line].learning.preferences.wanted(good)
+
     def _check_line(self, name: str, line: Line) -> None:
-        if line.rollout.metric not in self.feedback.metrics:
-            known = ", ".join(sorted(self.feedback.metrics))
-            raise ValueError(f"lines.{name}.rollout.metric {line.rollout.metric!r} is not declared in feedback.metrics ({known})")
+        asked = {"metric": line.rollout.metric}
+        asked |= {f"guardrails.{guard}.metric": one.metric for guard, one in line.rollout.guardrails.items() if one.metric}
+        for key, metric in asked.items():
+            if metric not in self.feedback.metrics:
+                known = ", ".join(sorted(self.feedback.metrics))
+                raise ValueError(f"lines.{name}.rollout.{key} {metric!r} is not declared in feedback.metrics ({known})")
+        for metric in line.learning.preferences.thumbs:
+            if (found := self.feedback.metrics.get(metric)) is None or found.type != "boolean":
+                told = f"lines.{name}.learning.preferences.thumbs {metric!r}"
+                raise ValueError(f"{told} is no boolean metric of feedback.metrics: only thumbs are learned from")
         if line.learning.rank > self.base.max_rank:
             raise ValueError(f"lines.{name}.learning.rank {line.learning.rank} is over base.max_rank {self.base.max_rank}")
+        if self.training.fsdp or self.training.deepspeed:
+            self._check_sharding(name, line)
+        if strangers := set(line.admission.trusted) - set(self.keys):
+            raise ValueError(f"lines.{name}.admission.trusted names no key of `keys`: {', '.join(sorted(strangers))}")
         if name == self.base.served_name or "@" in name:
             raise ValueError(f"a line may not be called {name!r}: it is the base's name or contains '@'")
+
+    def _check_sharding(self, name: str, line: Line) -> None:
+        """What works on whole factors does not work on a worker's part of them."""
+        wants = line.learning.preferences
+        has_opinions = bool(wants.thumbs or wants.corrections or wants.picks)
+        if line.learning.strategy not in {"naive", "replay", "joint"} or line.learning.init in {"pissa", "olora"} or has_opinions:
+            told = f"strategy {line.learning.strategy!r}, init {line.learning.init!r}{', preferences' * has_opinions}"
+            raise ValueError(
+                f"lines.{name}.learning ({told}) needs whole factors, which training.fsdp and training.deepspeed share out: "
+                "take `naive`, `replay` or `joint` with another init and no preferences, or neither of the two"
+            )

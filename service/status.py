@@ -7,26 +7,41 @@ keeper lays over it. Pure but for reading.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Connection
 
-from replay import ledger
+from replay import ledger, opinions, quarantine
 from replay.records import FeedbackStatus
-from service import jobs, registry
+from service import audit, bisecting, comparing, drift, jobs, registry, switch
 from service.replicas import Seen
-from service.rollout import trials
+from service.rollout import anchor, trials, verdicts, watches
+from service.rollout.evidence import Evidence
+from service.rollout.stages import Trial
 from service.router import Desired
-from service.settings import Settings
+from service.settings import Rollout, Settings
 
 Json = dict[str, Any]
+
+UNSAID = dict.fromkeys(("phase", "step", "steps", "loss", "tokens_per_second", "eta_seconds"))
+"""A job's progress before it has said anything."""
 
 
 def stored(conn: Connection, settings: Settings, now: float) -> Json:
     """Everything in the status that is read from the database."""
-    sizes = ledger.sizes(conn)
+    sizes, stopped = ledger.sizes(conn), quarantine.counts(conn)
     return {
-        "lines": {name: _line(conn, name, sizes) for name in settings.lines},
+        "kill_switch": switch.read(conn, settings.kill_switch).as_json(),
+        "lines": {
+            name: {
+                **_line(conn, name, sizes),
+                "opinions": opinions.counts(conn, name, settings.wanted(name)),
+                "quarantine": stopped.get(name, {}),
+                "anchor": _anchor(conn, name, line.rollout),
+            }
+            for name, line in settings.lines.items()
+        },
         "feedback": {
             "stored": sum(sizes.feedback.values()),
             "pending": sizes.feedback.get(FeedbackStatus.PENDING, 0),
@@ -64,26 +79,53 @@ def versions(conn: Connection, line: str) -> list[Json]:
 
 def trials_of(conn: Connection, line: str | None) -> list[Json]:
     """Trials of a line, or all, newest first, each with the last look that was kept."""
-    return [trials.as_json(one, trials.last_look(conn, one.id)) for one in trials.of(conn, line)]
+    return [_trial(conn, one, trials.last_look(conn, one.id)) for one in trials.of(conn, line)]
 
 
 def trial(conn: Connection, identity: str) -> Json:
     """One trial with every look that was kept."""
     looks = trials.history(conn, identity)
-    shown = trials.as_json(trials.get(conn, identity), looks[-1] if looks else None)
+    shown = _trial(conn, trials.get(conn, identity), looks[-1] if looks else None)
     return {**shown, "history": [trials.look_as_json(look) for look in looks]}
+
+
+def replay(conn: Connection, identity: str) -> list[Json]:
+    """Every recorded verdict of a trial, oldest first, with what its recorded counts give now."""
+    line = trials.get(conn, identity).line
+    told = [event for event in audit.events(conn, line, "verdict") if event["body"]["trial"]["id"] == identity]
+    return [{"seq": one["seq"], "at": one["at"], **asdict(verdicts.replay(one["body"]))} for one in told]
+
+
+def verdicts_on(conn: Connection, line: str) -> list[Json]:
+    """Every recorded verdict on a line's trials, newest first, without what it rests on."""
+    return [
+        {
+            **{name: event[name] for name in ("seq", "at", "digest")},
+            **{name: event["body"]["trial"][was] for name, was in _STOOD.items()},
+            **event["body"]["move"],
+            "by": event["body"]["by"],
+        }
+        for event in reversed(audit.events(conn, line, "verdict"))
+    ]
+
+
+_STOOD = {"trial": "id", "candidate": "candidate", "champion": "champion", "from": "stage"}
 
 
 def missing(desired: Desired, lines: Iterable[str], replicas: Iterable[Seen], *, does_write: bool) -> list[str]:
     """Why the daemon is not ready, in words; nothing when it is. Pure."""
-    serving = [seen for seen in replicas if seen.report.number >= 0]
-    proven = frozenset[str]().union(*(seen.proven for seen in serving))
+    seen = list(replicas)
+    proven = frozenset[str]().union(*(one.proven for one in seen))
+    refused = {name: probe.in_words for one in seen for name, probe in one.report.resident.items() if not probe.ok}
     reasons = [] if does_write else ["the ledger cannot write: see the log, and whether the disk is full"]
-    if not serving:
-        return [*reasons, "no engine replica serves yet"]
-    champions = {line: desired.routes[line].champion for line in lines if line in desired.routes}
-    unproven = {line: version for line, version in champions.items() if version and version not in proven}
-    return reasons + [f"no replica holds {version}, the champion of {line!r}" for line, version in unproven.items()]
+    for line in lines:
+        champion = desired.routes[line].champion if line in desired.routes else None
+        if champion and champion not in proven:
+            why = f": {refused[champion]}" if champion in refused else ""
+            reasons.append(f"no replica holds {champion}, the champion of {line!r}{why}")
+    if not any(one.report.number >= 0 for one in seen) and not refused:
+        reasons.append("no engine replica serves yet")
+    return reasons
 
 
 def _line(conn: Connection, name: str, sizes: ledger.Sizes) -> Json:
@@ -93,13 +135,31 @@ def _line(conn: Connection, name: str, sizes: ledger.Sizes) -> Json:
         **_aliases(conn, name),
         "versions": len(registry.versions(conn, name)),
         "examples": {"fresh": 0, "trained": 0, **sizes.examples.get(name, {})},
+        "drift": drift.counts(conn, name),
         "job": jobs.current(conn, name),
         "jobs": jobs.counts(conn, name),
         "gates": jobs.gate_counts(conn, name),
         "last_verdict": next(verdicts, None),
-        "trial": trials.as_json(trial, trials.last_look(conn, trial.id)) if trial else None,
+        "matrix": _matrix(conn, name),
+        "trial": _trial(conn, trial, trials.last_look(conn, trial.id)) if trial else None,
         "trials": trials.counts(conn, name),
+        "bisection": bisecting.last(conn, name),
     }
+
+
+def _trial(conn: Connection, one: Trial, look: Evidence | None) -> Json:
+    return comparing.shown(conn, one, trials.as_json(one, look))
+
+
+def _anchor(conn: Connection, name: str, policy: Rollout) -> Json | None:
+    """How the line stands against its anchor; None where nothing is held back."""
+    return anchor.as_json(watches.read(conn, name), policy.anchor) if policy.anchor.holdback else None
+
+
+def _matrix(conn: Connection, name: str) -> Json:
+    """What the line's champion keeps of each slice, and gained and lost; empty while the base serves, or nothing is known."""
+    champion = registry.aliases(conn, name)[registry.CHAMPION]
+    return dict(registry.version(conn, champion).gate.get("matrix") or {}) if champion else {}
 
 
 def _aliases(conn: Connection, line: str) -> dict[str, str | None]:

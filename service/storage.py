@@ -14,13 +14,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
-from replay import ledger
+from replay import ledger, similarity, votes
+from replay.guard import Guard
+from replay.quarantine import Decision
 from replay.records import Feedback, Interaction, Receipt
 from replay.writer import Work, WriteFailed, Writer
+from service import drift, quarantine
 from service.door import Json
 from service.errors import Conflict, LearndError, NotFound, StorageFailed
+from service.judging import Judging
 from service.metrics import Metrics
 from service.settings import Settings
+from service.webhooks import Webhooks
 
 T = TypeVar("T")
 
@@ -36,6 +41,8 @@ class Storage:
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
+        self._guards = {name: line.admission.guard() for name, line in settings.lines.items()}
+        self._watch = drift.Watch(settings)
         self._has_failed = False
         self._writer: Writer | None = None
 
@@ -81,12 +88,11 @@ class Storage:
 
     async def feedback(self, items: Sequence[Feedback]) -> list[Receipt | LearndError]:
         """See `KeeperDoor.feedback`."""
-        given = await self.do(lambda conn: ledger.give_all(conn, items, self.archive))
+        given = await self.do(lambda conn: ledger.give_all(conn, items, self.archive, self.guard))
         outcomes: list[Receipt | LearndError] = [
             one if isinstance(one, Receipt) else Conflict(str(one), param="id") for one in given
         ]
-        for item, outcome in zip(items, outcomes, strict=True):
-            self._metrics.saw_feedback(item, outcome)
+        self._metrics.saw_feedback(items, outcomes)
         return outcomes
 
     async def feedback_by_id(self, feedback_id: str) -> Json:
@@ -99,16 +105,54 @@ class Storage:
 
     async def record(self, interactions: Sequence[Interaction]) -> None:
         """See `KeeperDoor.record`."""
-        joined = await self.do(lambda conn: ledger.record(conn, interactions))
+        joined = await self.do(lambda conn: ledger.record(conn, interactions, self.guard))
         self._metrics.saw_interactions(interactions)
         self._metrics.saw_joined(joined, self._clock())
 
+    def guard(self, line: str) -> Guard | None:
+        """What guards a line's examples."""
+        return self._guards.get(line)
+
+    async def quarantine(self, line: str, which: quarantine.Which, reason: str | None) -> list[Json]:
+        """See `KeeperDoor.quarantine`."""
+        return await self.do(lambda conn: quarantine.listed(conn, self._settings, line, which, reason))
+
+    async def overrule(self, ids: Sequence[str], decision: Decision, by: str) -> list[Json]:
+        """See `KeeperDoor.overrule`."""
+        how = quarantine.Ruling(decision, by, self._clock())
+        return await self.do(lambda conn: quarantine.overrule(conn, ids, how, self.guard, self.archive))
+
+    async def review(self) -> None:
+        """Judge the votes that came since, then look for drift."""
+        for prepare in (similarity.prepare, drift.prepare):  # not in the writer's thread, where everybody waits for it
+            await asyncio.to_thread(prepare)
+        while await self.do(lambda conn: votes.review(conn, self.guard, self.archive)):
+            pass
+        now = self._clock()
+        try:
+            changes = await self.do(lambda conn: self._watch.look(conn, now))
+        except BaseException:
+            self._watch = drift.Watch(self._settings)  # it has seen what was not stored
+            raise
+        for change in changes:
+            self._metrics.saw_event("drift", change.line)
+
+    async def tell(self) -> None:
+        """Tell the settings' webhooks of what is done, for ever."""
+        await Webhooks(self._settings.webhooks, self.do, self._clock, self._metrics.saw_failure).run()
+
+    async def judge(self) -> None:
+        """Have shadow replies judged, for ever, where there is a judge."""
+        await Judging(self._settings, self.do, self.archive, self._metrics.saw_failure).run()
+
     async def tidy(self) -> None:
-        """Give up on feedback that waited too long, and seal what is old or too much."""
+        """Give up on feedback that waited too long, review what came, and seal what is old or too much."""
         now, spec = self._clock(), self._settings.ledger
         before = now - self._settings.feedback.pending_seconds
         self._metrics.saw_expired(await self.do(lambda conn: ledger.expire(conn, before)))
         sizes = await self.do(ledger.sizes)
+        if sizes.interactions:
+            await self.review()
         await self._seal(now if sizes.open_interactions > spec.seal_rows else now - spec.seal_age_seconds)
 
     async def seal_all(self) -> None:

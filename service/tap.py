@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from pydantic_core import from_json
+
 ENGINE_ERROR = "engine_error"
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
@@ -66,7 +68,7 @@ class Tap:
 
     def _passes(self, event: bytes) -> bool:
         """Read one event; says whether the client is to see it."""
-        data = b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
+        data = _data(event)
         if data == b"[DONE]":
             self.is_over = True
             return True
@@ -74,10 +76,7 @@ class Tap:
         return not (self._hides_usage and said.get("usage") and said.get("choices") == [])
 
     def _read_json(self, data: bytes) -> dict[str, Any]:
-        try:
-            said = json.loads(data)
-        except ValueError:  # a comment that keeps the connection alive, or not JSON at all: there is nothing to read
-            return {}
+        said = _parsed(data)
         if not isinstance(said, dict):
             return {}
         if said.get("error") and self.error is None:
@@ -128,3 +127,22 @@ class Tap:
         messages = [item for item in said.get("output") or () if item.get("type") == "message"]
         texts = [part.get("text") or "" for item in messages for part in item.get("content") or ()]
         self._texts = texts or self._texts
+
+
+def _data(event: bytes) -> bytes:
+    """What an event says; nearly all are one line."""
+    if event.startswith(b"data: ") and b"\n" not in event and b"\r" not in event:
+        return event[6:].strip()
+    return b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
+
+
+def _parsed(data: bytes) -> object:
+    """The JSON, by the quick parser if it can: this is done for each token. None for a comment, or what is no JSON at all."""
+    try:
+        return from_json(data)
+    except ValueError:
+        pass
+    try:
+        return json.loads(data)  # half a surrogate pair, which strict parsers refuse
+    except ValueError:
+        return None

@@ -6,8 +6,8 @@ known, and the launcher resumes what it finds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -15,21 +15,22 @@ from sqlalchemy import Connection
 
 from learners.base import BaseModel
 from learners.strategy import STRATEGIES
-from replay import ledger
-from replay.buffer import Buffer, fill
-from replay.records import Example, Split
-from service import job_folder, jobs, registry, transitions
+from replay import general, ledger, memory, opinions
+from replay.buffer import fill
+from replay.records import Example, Message, Split
+from service import job_folder, jobs, registry, suites, transitions
 from service.decisions import JobState
-from service.errors import ArtifactInvalid
+from service.errors import ArtifactInvalid, SettingsError
 from service.jobs import Job, State
 from service.journal import Journal, Json
-from service.rollout import gates
+from service.rollout import gates, looks
 from service.rollout.gates import Verdict
 from service.settings import Settings
+from service.suites import Suite
 from service.transitions import Made
 
 HELD_OUT_PER_SLICE = 200
-"""Older held-out examples of each slice that a job is measured on: each costs three forward passes."""
+"""Older held-out examples of each slice that a job is measured on: each costs three forward passes; the next job takes others."""
 
 
 class Launcher(Protocol):
@@ -54,7 +55,6 @@ class Training:
         self._journal = journal
         self._launcher = launcher
         self._validate = validate
-        self._buffers: dict[str, tuple[int, dict[str, int]]] = {}
 
     @property
     def versions(self) -> Path:
@@ -70,26 +70,26 @@ class Training:
         return job_folder.progress(self._folder(job))
 
     def remembered(self, line: str) -> dict[str, int]:
-        """How many examples the line's buffer holds, by slice; made anew only when something was learned."""
-
-        def work(conn: Connection) -> tuple[int, dict[str, int]]:
-            learned = ledger.counts(conn).get(line, {}).get(ledger.State.TRAINED, 0)
-            known = self._buffers.get(line)
-            if known is not None and known[0] == learned:
-                return known
-            return learned, {name: len(kept) for name, kept in self._buffer(conn, line).slices.items()}
-
-        self._buffers[line] = self._journal.do(work)
-        return self._buffers[line][1]
+        """How many examples the line remembers, by slice."""
+        capacity = self._settings.lines[line].learning.replay_capacity
+        return self._journal.do(lambda conn: memory.sizes(conn, line, capacity))
 
     def launch(self, job: Job) -> None:
         """Prepare a job's folder, unless that is done, and start it."""
         if job.state is State.QUEUED or not self._folder(job).exists():
-            plan, older, spec = self._journal.do(lambda conn: self._plan(conn, job))
+            try:
+                golden = suites.read_all(self._settings.lines[job.line].suites)
+                given = suites.general(self._settings.lines[job.line].learning)
+            except SettingsError as error:  # it could be read at the start
+                self.end(job, State.FAILED, f"suite_invalid: {error.message}")
+                return
+            plan, older, spec = self._journal.do(lambda conn: self._plan(conn, job, golden, given))
+            said = self._journal.do(lambda conn: opinions.held(conn, job.id))
             if not any(example.split is Split.TRAIN for example in plan):
                 self.end(job, State.FAILED, "nothing_to_train: every example of it is held out")
                 return
-            job_folder.prepare(self._folder(job), spec, plan, older)
+            rows = [row for name, suite in golden.items() for row in suite.rows(name)]
+            job_folder.prepare(self._folder(job), spec, plan, older, rows, said)
             self._note_start(job, plan)
         self._launcher.start(job.id, self._folder(job))
 
@@ -114,13 +114,17 @@ class Training:
 
     def assess(self, job: Job) -> None:
         """Judge what a job made, and end it: with a version on trial, or with the reason why not."""
-        champion = self._journal.do(lambda conn: registry.aliases(conn, job.line)[registry.CHAMPION])
+        champion, number, matrix = self._journal.do(lambda conn: self._standing(conn, job))
         if champion != job.parent:
             self.end(job, State.REJECTED, f"champion_changed: it was compared with {job.parent or 'the base'}")
             return
         try:
             measured = job_folder.evaluation(self._folder(job))
             verdict = gates.judge(measured, self._settings.lines[job.line].gate)
+            verdict = replace(verdict, matrix=gates.matrix(measured, matrix, f"{job.line}@v{number}"))
+            if job.trigger == jobs.BISECT:
+                self.end(job, State.REJECTED, f"bisect: {verdict.outcome}, and no version comes of it", verdict)
+                return
             digest = self._validate(self._folder(job) / "artifact")
         except (ArtifactInvalid, KeyError, TypeError, ValueError) as error:
             self.end(job, State.REJECTED, f"artifact_invalid: {error}")
@@ -129,6 +133,12 @@ class Training:
             self._put_on_trial(job, digest, gates.scores(measured), verdict)
         else:
             self.end(job, State.REJECTED, f"gate_{verdict.outcome}: {'; '.join(verdict.reasons)}", verdict)
+
+    def _standing(self, conn: Connection, job: Job) -> tuple[str | None, int, Json]:
+        """The line's champion, the number of its next version, and the matrix that the job's parent has."""
+        champion = registry.aliases(conn, job.line)[registry.CHAMPION]
+        parent = registry.version(conn, job.parent).gate if job.parent else {}
+        return champion, registry.next_number(conn, job.line), dict(parent.get("matrix") or {})
 
     def _put_on_trial(self, job: Job, digest: str, scores: Json, verdict: Verdict) -> None:
         path = f"{job.line}/v{self._journal.do(lambda conn: registry.next_number(conn, job.line))}"
@@ -143,34 +153,55 @@ class Training:
 
     def _note_start(self, job: Job, plan: list[Example]) -> None:
         remembered = [example.id for example in plan if example.source == "remembered"]
+        extra = sum(example.source == "general" for example in plan)
 
         def deed(conn: Connection, now: float) -> tuple[None, Json]:
             jobs.start(conn, job.id, remembered, now)
-            return None, {"job": job.id, "examples": len(plan), "remembered": len(remembered)}
+            told = {"examples": len(plan) - extra, "remembered": len(remembered), "general": extra}
+            return None, {"job": job.id, **told}
 
         self._journal.record("job_started", job.line, deed)
 
-    def _plan(self, conn: Connection, job: Job) -> tuple[list[Example], list[Example], Json]:
+    def _plan(
+        self, conn: Connection, job: Job, golden: Mapping[str, Suite], given: Suite | None
+    ) -> tuple[list[Example], list[Example], Json]:
         learning = self._settings.lines[job.line].learning
-        fresh, remembered = ledger.reserved(conn, job.id), self._buffer(conn, job.line).examples()
-        plan = STRATEGIES[learning.strategy].plan(fresh, remembered, [], learning.replay_ratio, learning.seed)
-        older = [e for held in ledger.holdouts(conn, job.line, HELD_OUT_PER_SLICE).values() for e in held]
+        fresh, remembered = ledger.reserved(conn, job.id), memory.remembered(conn, job.line, learning.replay_capacity)
+        next_memory = fill([*remembered, *fresh], learning.replay_capacity, memory.SEED)
+        seen, held = looks.turns(one.verdict for one in jobs.of(conn, job.line)), ledger.holdouts(conn, job.line)
+        measured = [*(e.messages for some in held.values() for e in some), *(m for s in golden.values() for m in s.prompts())]
+        kept = self._general(job, given, fresh, measured)
+        plan = STRATEGIES[learning.strategy].plan(fresh, remembered, kept, learning.replay_ratio, learning.seed)
+        older = [e for name, some in held.items() for e in ledger.rotated(some, HELD_OUT_PER_SLICE, seen[name])]
+        counted = looks.counted(fresh, jobs.judged(conn, job.line), held, golden, seen, HELD_OUT_PER_SLICE)
         spec = {
             "id": job.id,
             "line": job.line,
             "base": {**asdict(self._base), "path": str(self._base.path)},
             "parent": str(self.versions / registry.version(conn, job.parent).path) if job.parent else None,
             "learning": learning.model_dump(mode="json"),
+            "trainer": self._settings.training.model_dump(mode="json", include={"report_to", "fsdp", "deepspeed"}),
+            "kept": [example.id for example in next_memory.examples()],
+            "looks": counted,
+            "suites": {name: suite.digest for name, suite in golden.items()},
+            "general": given and {"file": str(learning.general or "shipped"), "digest": given.digest},
             "max_rank": self._settings.base.max_rank,
             "seed": learning.seed,
             "created_at": job.created_at,
         }
         return plan, older, spec
 
-    def _buffer(self, conn: Connection, line: str) -> Buffer:
-        """What the line remembers: a function of what its promoted versions learned, so it is not stored."""
-        learning = self._settings.lines[line].learning
-        return fill(ledger.trained(conn, line), learning.replay_capacity, learning.seed)
+    def _general(
+        self, job: Job, given: Suite | None, fresh: Sequence[Example], measured: Iterable[tuple[Message, ...]]
+    ) -> list[Example]:
+        """General examples for the job, by its ratio to the fresh ones that train, none of them like what is held out."""
+        if given is None:
+            return []
+        learning = self._settings.lines[job.line].learning
+        pairs = general.examples((item.model_dump(include={"messages", "reply"}) for item in given.items), job.line)
+        held_out = [*measured, *(e.messages for e in fresh if e.split is not Split.TRAIN)]
+        count = round(learning.general_ratio * sum(e.split is Split.TRAIN for e in fresh))
+        return general.drawn(general.apart(pairs, held_out), count, f"{learning.seed}:{job.id}")
 
     def _folder(self, job: Job) -> Path:
         return self._settings.data_dir.absolute() / "jobs" / job.id

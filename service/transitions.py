@@ -12,13 +12,13 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from replay import ledger
-from service import jobs, registry
+from replay import ledger, shadows
+from service import audit, jobs, registry
 from service.errors import Conflict
 from service.jobs import Job
 from service.registry import CHAMPION, PREVIOUS, Change, Version
-from service.rollout import trials
-from service.rollout.controller import Move
+from service.rollout import trials, verdicts
+from service.rollout.controller import Judgement, Move
 from service.rollout.evidence import Evidence
 from service.rollout.stages import Stage, Trial
 from service.settings import Rollout
@@ -55,15 +55,30 @@ def summon(conn: Connection, line: str, name: str, policy: Rollout, now: float, 
     return _begin(conn, version, policy, now, reason=reason, is_operator=True)
 
 
-def advance(conn: Connection, trial: Trial, move: Move, now: float, evidence: Evidence | None = None) -> Trial:
-    """Move a trial with all that this brings; to `LIVE` promotes. Raises `Conflict` when it, or the champion, has moved."""
-    moved = trials.move(conn, trial, move.to, now, reason=move.reason, step=move.step)
+def advance(conn: Connection, trial: Trial, move: Move, now: float, said: Judgement | None = None) -> Trial:
+    """Move a trial with all that this brings, the record of the verdict among it.
+
+    Out of `PROMOTING` the alias moves; out of `BAKE` it moves back, or the examples are consumed: what is rolled back there gives
+    them back, as if it had never been promoted. `said` is None for what a person asked for. Raises `Conflict` when the trial, or
+    the champion, has moved.
+    """
+    evidence = said.evidence if said else None
+    has_passed = said is not None and trial.stage is Stage.CANARY and move.to in {Stage.PROMOTING, Stage.WAITING}
+    told: dict[str, Any] = {"reason": move.reason, "step": move.step, "has_passed": has_passed, "is_answered_for": said is None}
+    moved = trials.move(conn, trial, move.to, now, **told)
+    audit.tell(conn, now, trial.line, "verdict", verdicts.record(trial, move, said))
     if evidence is not None:
         trials.note(conn, trial.id, evidence)
+    if trial.stage is Stage.SHADOW:
+        shadows.hush(conn, trial.id)
+    if trial.stage is Stage.PROMOTING and move.to in {Stage.BAKE, Stage.LIVE}:
+        _crown(conn, moved, now, evidence)
+    if trial.stage is Stage.BAKE and move.to is Stage.ROLLING_BACK:
+        step_back(conn, trial.line, now, move.reason, evidence.to_json() if evidence else {})
     if move.to is Stage.LIVE:
-        _promote(conn, moved, now, evidence)
-        return moved
-    if not move.to.is_open:
+        if trial.job is not None:
+            jobs.learned(conn, trial.job, trial.candidate)
+    elif not move.to.is_open:
         registry.mark(conn, trial.candidate, _standing(conn, trial.candidate, move.to))
         if trial.job is not None:
             ledger.release(conn, trial.job)
@@ -71,7 +86,7 @@ def advance(conn: Connection, trial: Trial, move: Move, now: float, evidence: Ev
     return moved
 
 
-def step_back(conn: Connection, line: str, now: float, reason: str) -> Change:
+def step_back(conn: Connection, line: str, now: float, reason: str, evidence: Mapping[str, Any] | None = None) -> Change:
     """Make the previous champion the champion again, or the base when there is none; raises `Conflict` on the base."""
     named = registry.aliases(conn, line)
     champion, target = named[CHAMPION], named[PREVIOUS]
@@ -79,8 +94,24 @@ def step_back(conn: Connection, line: str, now: float, reason: str) -> Change:
         raise Conflict(f"{line!r} is served by the base: there is nothing to roll back", param="line")
     before = registry.last_crowning(conn, line, target) if target else None
     previous = before.source if before and before.source != champion else None
-    change = registry.crown(conn, line, expected=champion, target=target, previous=previous, now=now, reason=reason, evidence={})
+    told: dict[str, Any] = {"now": now, "reason": reason, "evidence": evidence or {}}
+    change = registry.crown(conn, line, expected=champion, target=target, previous=previous, **told)
     registry.mark(conn, champion, Stage.ROLLED_BACK)
+    if target is not None:
+        registry.mark(conn, target, Stage.LIVE)
+    return change
+
+
+def go_back(conn: Connection, line: str, target: str | None, now: float, reason: str, evidence: Mapping[str, Any]) -> Change:
+    """Make a version that replicas hold (None: the base) the champion in place of what is worse than it; raises `Conflict`.
+
+    An open trial ends at the next look, since its champion has changed. Nothing that came between is `previous` any more.
+    """
+    champion = registry.aliases(conn, line)[CHAMPION]
+    told: dict[str, Any] = {"now": now, "reason": reason, "evidence": evidence}
+    change = registry.crown(conn, line, expected=champion, target=target, previous=None, **told)
+    if champion is not None:
+        registry.mark(conn, champion, Stage.ROLLED_BACK)
     if target is not None:
         registry.mark(conn, target, Stage.LIVE)
     return change
@@ -96,7 +127,7 @@ def _begin(
     return trial
 
 
-def _promote(conn: Connection, trial: Trial, now: float, evidence: Evidence | None) -> None:
+def _crown(conn: Connection, trial: Trial, now: float, evidence: Evidence | None) -> None:
     held = ledger.reserved(conn, trial.job) if trial.job else []
     registry.crown(
         conn,
@@ -110,8 +141,6 @@ def _promote(conn: Connection, trial: Trial, now: float, evidence: Evidence | No
         trial=trial.id,
         feedback_to_live_seconds=max(0.0, now - min(e.admitted_at for e in held)) if held else None,
     )
-    if trial.job is not None:
-        jobs.learned(conn, trial.job, trial.candidate)
     registry.mark(conn, trial.candidate, Stage.LIVE)
     if trial.champion is not None:
         registry.mark(conn, trial.champion, "retired")

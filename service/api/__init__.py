@@ -16,6 +16,7 @@ from service.api.auth import Keyring
 from service.api.feedback import FeedbackApi
 from service.api.health import HealthApi
 from service.api.jobs import JobsApi
+from service.api.quarantine import QuarantineApi
 from service.api.rollouts import RolloutsApi
 from service.door import KeeperDoor
 from service.settings import Settings
@@ -32,7 +33,8 @@ def build(keeper: KeeperDoor, settings: Settings, clock: Callable[[], float] = t
     admin = APIRouter(dependencies=[Depends(_admin(keyring))])
     admin.include_router(AdaptersApi(keeper, settings.http.max_body_bytes).router())
     admin.include_router(JobsApi(keeper).router())
-    admin.include_router(RolloutsApi(keeper).router())
+    admin.include_router(QuarantineApi(keeper, keyring, settings.http.max_body_bytes).router())
+    admin.include_router(RolloutsApi(keeper, settings.http.max_body_bytes).router())
     app.include_router(admin)
     return app
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from service.api.answers import listing
-from service.api.bodies import VersionBody, parse, read
+from service.api.bodies import version_of
 from service.door import Json, KeeperDoor
 
 
@@ -40,12 +40,8 @@ class AdaptersApi:
 
     async def promote(self, line: str, request: Request) -> Json:
         """Make a version (by default the candidate) the champion, once every replica holds it."""
-        return await self._keeper.promote(line, await self._version(line, request))
+        return await self._keeper.promote(line, await version_of(request, line, self._limit))
 
     async def rollback(self, line: str, request: Request) -> Json:
         """End the trial, or else go back to a version (by default the previous one)."""
-        return await self._keeper.rollback(line, await self._version(line, request))
-
-    async def _version(self, line: str, request: Request) -> str | None:
-        raw = await read(request, self._limit)
-        return parse(VersionBody, raw).name(line) if raw.strip() else None
+        return await self._keeper.rollback(line, await version_of(request, line, self._limit))

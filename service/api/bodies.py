@@ -1,6 +1,6 @@
 """What clients may send, and how it becomes records: closed bodies, typed values, errors that name the field.
 
-Pure but for `read`, which takes a request's body up to a limit.
+Pure but for `version_of`, `ids_of` and `read`, which take a request's body up to a limit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from replay.records import Feedback, FeedbackValue
 from service.errors import InvalidRequest, TooLarge
-from service.settings import Metric
+from service.settings import Metric, SwitchMode
 
 RESERVED = ("demonstration", "preference", "comment")
 """Kinds of feedback that need no declaration."""
@@ -41,7 +41,7 @@ class FeedbackBody(Closed):
     """A metric declared in the settings, or `demonstration`, `preference`, `comment`."""
     value: Any
     """By metric: a boolean, a number, the corrected reply (text or message), `{"preferred": id, "other": id}`, a text."""
-    tags: dict[ShortText, str] = {}
+    tags: dict[ShortText, str] = Field(default_factory=dict)
     id: ShortText | None = None
     """Chosen by the client so that a repeat is known as one; made by the server when absent."""
     comment: str | None = None
@@ -79,6 +79,54 @@ class VersionBody(Closed):
         if owner not in {"", line}:
             raise InvalidRequest(f"{self.version} is not a version of {line!r}", param="version")
         return f"{line}@{number}"
+
+
+_BY_ALIAS = ("champion", "base")
+
+
+def _anchor(said: object) -> object:
+    return said if said in _BY_ALIAS else _version(said)
+
+
+class AnchorBody(Closed):
+    """Which version is to be the line's anchor."""
+
+    version: Annotated[str, BeforeValidator(_anchor)] = "champion"
+    """Its name, `champion` (the one of now) or `base`."""
+
+
+async def anchor_of(request: Request, line: str, limit: int) -> str:
+    """What a request's body names: a version's full name, `champion` or `base`; raises `InvalidRequest`."""
+    said = parse(AnchorBody, await read(request, limit) or b"{}").version
+    return said if said in _BY_ALIAS else VersionBody(version=said).name(line) or said
+
+
+class SwitchBody(BaseModel):
+    """Where the kill switch is to stand, and why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: SwitchMode
+    reason: str = ""
+
+
+async def version_of(request: Request, line: str, limit: int) -> str | None:
+    """The full name of the version that a request's body names, if any; raises `InvalidRequest`."""
+    raw = await read(request, limit)
+    return parse(VersionBody, raw).name(line) if raw.strip() else None
+
+
+class IdsBody(BaseModel):
+    """Which feedback is meant."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ids: list[str] = Field(min_length=1, max_length=1000)
+
+
+async def ids_of(request: Request, limit: int) -> list[str]:
+    """The ids that a request's body names; raises `InvalidRequest`."""
+    return parse(IdsBody, await read(request, limit)).ids
 
 
 async def read(request: Request, limit: int) -> bytes:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -28,7 +28,9 @@ from service.errors import InvalidRequest, LearndError, TooLarge
 from service.settings import Settings
 
 BATCH_ITEMS = 1000
-"""Items in one call to the keeper, and in one `/feedback/batch`."""
+"""Items in one call to the keeper, of a stream up to twice as many, and in one `/feedback/batch`."""
+AHEAD = 8
+"""Parts of a stream's body that are read while others are stored."""
 
 Outcome = Receipt | LearndError
 
@@ -106,11 +108,14 @@ class FeedbackApi:
 
         A client that sends all before it reads should send some 10,000 lines at a time, or both sides' buffers fill up.
         """
-        principal = self._principal(request)
-        batches = aiter(_lines(request, self._limit))
+        batches = _ahead(self._items(_lines(request, self._limit), self._principal(request)))
         first = await anext(batches, None)
-        opening = await self._acknowledge(first, principal) if first else b""  # may raise: then the status says it
-        return _Acknowledgements(opening, batches, lambda lines: self._acknowledge_or_say(lines, principal))
+        try:
+            opening = await self._acknowledge(first) if first else b""
+        except LearndError:  # the status says it
+            await batches.aclose()
+            raise
+        return _Acknowledgements(opening, batches, self._acknowledge_or_say)
 
     async def get(self, feedback_id: str, request: Request) -> Json:
         """One piece of feedback: where it stands and which versions learned from it."""
@@ -125,15 +130,18 @@ class FeedbackApi:
         stored = iter(await self._keeper.feedback(good) if good else [])
         return [next(stored) if isinstance(item, Feedback) else item for item in items]
 
-    async def _acknowledge(self, lines: Lines, principal: str) -> bytes:
-        outcomes = await self._store([self._read(line, principal) for _, line in lines])
-        return _acknowledgements(lines, outcomes)
+    async def _items(self, batches: AsyncIterator[Lines], principal: str) -> AsyncIterator[Items]:
+        async for lines in batches:
+            yield [(number, self._read(line, principal)) for number, line in lines]
 
-    async def _acknowledge_or_say(self, lines: Lines, principal: str) -> bytes:
+    async def _acknowledge(self, items: Items) -> bytes:
+        return _acknowledgements(items, await self._store([item for _, item in items]))
+
+    async def _acknowledge_or_say(self, items: Items) -> bytes:
         try:
-            return await self._acknowledge(lines, principal)
+            return await self._acknowledge(items)
         except LearndError as error:
-            return _acknowledgements(lines, [error] * len(lines))
+            return _acknowledgements(items, [error] * len(items))
 
     def _read(self, line: bytes | LearndError, principal: str) -> Feedback | LearndError:
         if isinstance(line, LearndError):
@@ -155,12 +163,14 @@ def answer(outcome: Outcome) -> tuple[int, Json]:
 
 Lines = Sequence[tuple[int, bytes | LearndError]]
 """Lines with their numbers from 1; an error in place of one that is too long."""
+Items = list[tuple[int, Feedback | LearndError]]
+"""The same lines, read."""
 
 
 class _Acknowledgements(Response):
     """Answers while it reads. Starlette's StreamingResponse would take the request's body to watch for a hang-up."""
 
-    def __init__(self, opening: bytes, batches: AsyncIterator[Lines], acknowledge: Callable[[Lines], Awaitable[bytes]]) -> None:
+    def __init__(self, opening: bytes, batches: AsyncGenerator[Items], acknowledge: Callable[[Items], Awaitable[bytes]]) -> None:
         super().__init__(media_type="application/x-ndjson")
         del self.headers["content-length"]
         self._opening = opening
@@ -171,8 +181,9 @@ class _Acknowledgements(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self._opening, "more_body": True})
         with contextlib.suppress(ClientDisconnect):  # what it sent is stored; nobody is there to hear it
-            async for lines in self._batches:
-                await send({"type": "http.response.body", "body": await self._acknowledge(lines), "more_body": True})
+            async with contextlib.aclosing(self._batches) as batches:
+                async for items in batches:
+                    await send({"type": "http.response.body", "body": await self._acknowledge(items), "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -193,12 +204,47 @@ async def _lines(request: Request, limit: int) -> AsyncIterator[Lines]:
         yield [(number + 1, rest)]
 
 
-def _acknowledgements(lines: Lines, outcomes: Sequence[Outcome]) -> bytes:
+async def _ahead(batches: AsyncIterator[Items]) -> AsyncGenerator[Items]:
+    """The same items, read on while those before are stored: what came meanwhile comes together, within bounds."""
+    waiting: asyncio.Queue[Items | _End] = asyncio.Queue(AHEAD)
+
+    async def read_on() -> None:
+        error: Exception | None = None
+        try:
+            async for items in batches:
+                await waiting.put(items)
+        except Exception as what:  # noqa: BLE001 - raised again where the items are taken, after those before it
+            error = what
+        await waiting.put(_End(error))
+
+    reading = asyncio.create_task(read_on())
+    try:
+        while not isinstance(taken := await waiting.get(), _End):
+            items = [*taken]
+            while len(items) < BATCH_ITEMS and not waiting.empty() and not isinstance(taken, _End):
+                taken = waiting.get_nowait()
+                items += [] if isinstance(taken, _End) else taken
+            yield items
+            if isinstance(taken, _End):
+                break
+        if taken.error is not None:
+            raise taken.error
+    finally:
+        reading.cancel()
+
+
+class _End(NamedTuple):
+    """No more comes, and why, if it was an error."""
+
+    error: Exception | None
+
+
+def _acknowledgements(items: Items, outcomes: Sequence[Outcome]) -> bytes:
     said = []
-    for (number, _), outcome in zip(lines, outcomes, strict=True):
+    for (number, _), outcome in zip(items, outcomes, strict=True):
         status, body = answer(outcome)
-        said.append(json.dumps({"line": number, "status_code": status, **body}) + "\n")
-    return "".join(said).encode()
+        said.append(to_json({"line": number, "status_code": status, **body}, ensure_ascii=True))  # a line stays one to any reader
+    return b"\n".join([*said, b""])
 
 
 def _settle(future: asyncio.Future[Receipt], outcome: Receipt | Exception) -> None:

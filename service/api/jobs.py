@@ -20,11 +20,16 @@ class JobsApi:
         router.add_api_route("/lines/{line}/train", self.train, methods=["POST"], status_code=202)
         router.add_api_route("/jobs", self.jobs, methods=["GET"])
         router.add_api_route("/jobs/{job}", self.job, methods=["GET"])
+        router.add_api_route("/jobs/{job}/bisect", self.bisect, methods=["POST"], status_code=202)
         return router
 
     async def train(self, line: str) -> Json:
         """Ask for a job now, whatever the triggers say."""
         return await self._keeper.train(line)
+
+    async def bisect(self, job: str) -> Json:
+        """Search for the examples of a job whose candidate lost a slice that made it do so."""
+        return await self._keeper.bisect(job)
 
     async def jobs(self, line: str | None = None) -> Json:
         """Jobs, newest first."""

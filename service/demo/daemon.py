@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -19,8 +19,12 @@ LAST_LINES = 15
 class Daemon:
     """A `learnd serve` process with its log; a context manager, so that it never outlives the demo."""
 
-    def __init__(self, config: Path, log: Path, command: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, config: Path, log: Path, command: Sequence[str] | None = None, variables: Mapping[str, str] | None = None
+    ) -> None:
+        """`command` and `variables` are for another server than `learnd serve`, and for its environment."""
         self.log = log
+        self._variables = dict(variables or {})
         self._command = command or (sys.executable, "-m", "service.cli", "serve", "--config", str(config))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -33,7 +37,7 @@ class Daemon:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **self._variables},
             )
         return self
 
@@ -44,6 +48,11 @@ class Daemon:
     def is_alive(self) -> bool:
         """Whether the process still runs."""
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Of the process that was started; 0 before that."""
+        return self._process.pid if self._process is not None else 0
 
     def last_words(self) -> str:
         """The end of its log."""

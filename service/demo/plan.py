@@ -52,6 +52,9 @@ replay_ratio = 0.5
 min_examples = 160
 cooldown_seconds = 5
 
+[lines.{line}.drift]
+is_trigger = false          # the second skill comes at once: each has its own 160 corrections
+
 [lines.{line}.gate]
 score = "exact_match"
 min_gain = 0.1
@@ -64,7 +67,13 @@ weights = [0.5]
 step_min_units = 20
 min_units = 40
 margin = 0.05
+multiplicity = "per_test"   # two candidates are no stream
 max_seconds = 900
+bake.holdback = 0           # no bake: it takes as many units again, and the second lesson would wait for its end
+
+[lines.{line}.rollout.guardrails.error]
+kind = "error"
+margin = 0.2                # forty pairs without an error show no less; 0.02, the default, takes four hundred
 """
 
 

@@ -113,7 +113,7 @@ def _evidence(axes: Any, outcome: Outcome) -> None:
     axes.set(xlabel="seconds", ylabel="log evidence")
     axes.set_title("Trials: evidence over time, thresholds dotted", loc="left")
     if outcome.evidence:
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False, loc="center")
 
 
 def _matrix(axes: Any, outcome: Outcome) -> None:

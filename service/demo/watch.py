@@ -73,9 +73,10 @@ class Watch:
             return []
         self._heard_at = self._clock()
         before, self.status = self.line, status
-        if trial := self.line.get("trial"):
+        seen = {**self.line, **await self._ended(before)}
+        if trial := seen.get("trial"):
             self._keep(trial)
-        if why := trouble({**self.line, **await self._ended(before)}):
+        if why := trouble(seen):
             raise DemoFailed(why)
         return news(before, self.line)
 

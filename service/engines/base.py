@@ -1,6 +1,7 @@
 """What learnd asks of an inference engine: an OpenAI-shaped app, adapters that come and go, log-probs to prove them by.
 
-Implemented by `service/engines/vllm.py`; called by a replica's gateway (`app`) and its residency (the rest).
+Implemented by `service/engines/vllm.py`; called by a replica's gateway (`app`) and its residency (the rest),
+and by its shadows (`score`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from starlette.types import ASGIApp
+
+from replay.records import Message
 
 
 class Engine(Protocol):
@@ -33,6 +36,13 @@ class Engine(Protocol):
 
     async def logprobs(self, name: str | None, token_ids: Sequence[int]) -> list[float]:
         """Log-probability (nats) of each token after the first, under the adapter `name` or, for None, the base."""
+        ...
+
+    async def score(self, name: str | None, messages: Sequence[Message], reply: str) -> list[float]:
+        """Log-probability (nats) of each token of a reply and of its end, after the chat as the served template renders it.
+
+        Raises `InvalidRequest` for what the template or the tokenizer cannot render.
+        """
         ...
 
     async def check(self) -> None:

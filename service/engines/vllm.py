@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol, Self
@@ -17,7 +18,9 @@ from typing import Any, Protocol, Self
 from starlette.types import ASGIApp
 
 from learners.base import adaptable_modules
-from service.errors import ArtifactInvalid, NotReady
+from learners.precision import fastest
+from replay.records import Message
+from service.errors import ArtifactInvalid, InvalidRequest, NotReady
 from service.settings import Settings
 
 SWITCH = "LEARND_CPU_LORA"
@@ -42,9 +45,12 @@ class HasPath(Protocol):
 class VllmEngine:
     """An `Engine` over vLLM; made by `start`."""
 
-    def __init__(self, client: Any, app: Any) -> None:
+    def __init__(self, client: Any, app: Any, tokenizer: Callable[[], Any], longest: int) -> None:
+        """`tokenizer` gives the base's, `longest` is how many tokens may be scored at once."""
         self._client = client
         self._app = app
+        self._tokenizer = tokenizer
+        self._longest = longest
         self._adapters: dict[str, Any] = {}
         """The lora requests by name. vLLM's server routes by a table of its own, kept equal to this one."""
 
@@ -52,6 +58,7 @@ class VllmEngine:
     async def start(cls, settings: Settings, base: HasPath) -> Self:
         """Start the engine's processes and build its app; returns when it can answer."""
         os.environ |= cls.environment(settings)
+        from transformers import AutoTokenizer
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
@@ -69,7 +76,7 @@ class VllmEngine:
         app = build_app(args, tasks, client.model_config)
         await init_app_state(client, app.state, args, tasks)
         app.state.server = SimpleNamespace(should_exit=False)  # what vLLM's error handler tells to stop; Serve replaces us
-        return cls(client, app)
+        return cls(client, app, cache(lambda: AutoTokenizer.from_pretrained(base.path)), client.model_config.max_model_len - 1)
 
     @staticmethod
     def environment(settings: Settings) -> dict[str, str]:
@@ -128,6 +135,16 @@ class VllmEngine:
         *_, last = [output async for output in outputs]
         return [found[token].logprob for token, found in zip(ids[1:], last.prompt_logprobs[1:], strict=True)]
 
+    async def score(self, name: str | None, messages: Sequence[Message], reply: str) -> list[float]:
+        """Score the reply as it would be trained on: by the checkpoint's own template, a prompt that is too long cut short."""
+        from learners.encode import Unencodable, encode
+
+        try:
+            encoded = await asyncio.to_thread(encode, self._tokenizer(), messages, reply, self._longest)
+        except Unencodable as error:
+            raise InvalidRequest(f"the reply cannot be scored: {error}") from None
+        return (await self.logprobs(name, encoded.input_ids))[-encoded.reply_length :]
+
     async def check(self) -> None:
         """Ask vLLM whether its core lives."""
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -152,7 +169,7 @@ def arguments(settings: Settings, folder: Path) -> list[str]:
     options = {
         "model": str(folder),
         "served-model-name": base.served_name,
-        "dtype": base.dtype,
+        "dtype": fastest() if base.dtype == "auto" and not engine.gpus else base.dtype,
         "max-model-len": base.max_model_len,
         "max-num-seqs": engine.max_num_seqs,
         "max-loras": base.max_resident,

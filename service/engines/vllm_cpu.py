@@ -2,28 +2,38 @@
 
 vLLM's CPU kernels gather a copy of the adapter for every token, which makes adapter traffic several times slower than
 the base, and in a mixed batch they give the rows without an adapter the last slot's (vllm#48421). Here the rows of each
-adapter are grouped once a step and go through one matrix product, and the others are left alone. And a base whose weights
-oneDNN has packed away has `layer.weight = None`, where vLLM then looks for a device. Embedding and logits adapters are
-left to vLLM's code.
+adapter are grouped once a step and go through one matrix product, and the others are left alone. The slices of a layer
+(q, k, v; gate, up) lie in one storage, so that they are one product too, in fp32 where small bf16 products are slow. And
+a base whose weights oneDNN has packed away has `layer.weight = None`, where vLLM then looks for a device. Embedding and
+logits adapters are left to vLLM's code.
 
 Off with LEARND_CPU_LORA=0, on other platforms and, with a warning, under a vLLM that it was not tested with.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
-from typing import Any
+import time
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any, Self
 
 import torch
 import vllm
 from torch.nn.functional import linear
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+from vllm.lora.layers.column_parallel_linear import MergedColumnParallelLinearWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
 
 from service.engines.vllm import SWITCH
 
 TESTED_VERSIONS = ("0.32.",)
+
+FEW_ROWS = 32
+"""Up to so many rows, one product through a block-diagonal B beats one for each slice; with more, its zeros cost."""
 
 Rows = slice | torch.Tensor
 """Which rows of a batch belong together: a run of neighbours, else their indices."""
@@ -41,6 +51,22 @@ def register() -> None:
     kernels = f"{GroupedPunicaWrapper.__module__}.{GroupedPunicaWrapper.__qualname__}"
     type(current_platform).get_punica_wrapper = classmethod(lambda _: kernels)
     _find_packed_layers()
+    for layer in (BaseLinearLayerWithLoRA, MergedColumnParallelLinearWithLoRA):
+        _fuse_storage_of(layer)
+
+
+class Slices(tuple[torch.Tensor, ...]):  # noqa: SLOT001 - it has an attribute, which a tuple's slots cannot hold
+    """The stacked A, or B, of a layer's slices, as vLLM keeps them: all of them views of `whole`."""
+
+    whole: torch.Tensor
+    """Of A (slots, slices · rank, inputs); of B (slots, outputs, slices · rank), block-diagonal."""
+
+    @classmethod
+    def of(cls, views: Iterable[torch.Tensor], whole: torch.Tensor) -> Self:
+        """Views with what they are views of."""
+        made = cls(views)
+        made.whole = whole
+        return made
 
 
 class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc] # vLLM is untyped
@@ -69,13 +95,51 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc] # vLLM is un
         `y` is (rows, sum(output_slices)), `x` (rows, in); for each output slice there is an A of (slots, 1, rank, in)
         and a B of (slots, 1, width, rank). Rows after those of the batch are padding and stay as they are.
         """
+        if not isinstance(lora_a_stacked, Slices) or not isinstance(lora_b_stacked, Slices):
+            super().add_lora_linear(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices)  # a layer we do not know
+            return
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        a, b = lora_a_stacked.whole, lora_b_stacked.whole
         for slot, rows in self.groups:
-            inputs, start = x[rows], 0
-            for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-                hidden = linear(inputs, a[slot, 0].to(x.dtype)).to(y.dtype)
-                _add(y[:, start : start + width], rows, hidden, b[slot, 0].to(y.dtype), scale)
+            hidden = linear(x[rows].to(a.dtype), a[slot])
+            if len(output_slices) == 1 or len(hidden) <= FEW_ROWS:
+                _add(y, rows, linear(hidden, b[slot]), scale)
+                continue
+            start, parts = 0, hidden.chunk(len(output_slices), 1)
+            for part, of_slice, width in zip(parts, lora_b_stacked, output_slices, strict=True):
+                _add(y[:, start : start + width], rows, linear(part, of_slice[slot, 0]), scale)
                 start += width
+
+
+def fused(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], dtype: torch.dtype) -> tuple[Slices, Slices]:
+    """Empty A (slots, 1, rank, inputs) and B (slots, 1, width, rank) of these shapes for each slice, in one storage each."""
+    slots, _, rank, inputs = a[0].shape
+    widths, ranks = [one.shape[2] for one in b], len(a) * rank
+    whole_a = torch.zeros(slots, ranks, inputs, dtype=dtype)
+    whole_b = torch.zeros(slots, sum(widths), ranks, dtype=dtype)
+    ends = list(itertools.accumulate(widths))
+    outputs = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
+    places = [(rows, slice(i * rank, (i + 1) * rank)) for i, rows in enumerate(outputs)]
+    views_a = (whole_a[:, None, columns] for _, columns in places)
+    views_b = (whole_b[:, None, rows, columns] for rows, columns in places)
+    return Slices.of(views_a, whole_a), Slices.of(views_b, whole_b)
+
+
+@cache
+def storage_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which the factors are kept: fp32 where a product of one row in `dtype`, as in decoding, is slower, else `dtype`."""
+    return torch.float32 if _row_seconds(torch.float32) < _row_seconds(dtype) else dtype
+
+
+def _row_seconds(dtype: torch.dtype, repeats: int = 20) -> float:
+    """Seconds of one row's product with two typical factors, at best: other processes can only make it slower."""
+    row, a, b = (torch.ones(shape, dtype=dtype) for shape in ((1, 1024), (48, 1024), (1024, 48)))
+    best = float("inf")
+    for _ in range(repeats):
+        began = time.perf_counter()
+        linear(linear(row, a), b)
+        best = min(best, time.perf_counter() - began)
+    return best
 
 
 def group(slots: torch.Tensor) -> tuple[tuple[int, Rows], ...]:
@@ -89,11 +153,24 @@ def _rows(mask: torch.Tensor) -> Rows:
     return slice(first, last) if last - first == len(rows) else rows
 
 
-def _add(out: torch.Tensor, rows: Rows, hidden: torch.Tensor, b: torch.Tensor, scale: float) -> None:
+def _add(out: torch.Tensor, rows: Rows, change: torch.Tensor, scale: float) -> None:
     if isinstance(rows, slice):
-        out[rows].addmm_(hidden, b.t(), alpha=scale)
+        out[rows].add_(change, alpha=scale)
     else:
-        out.index_add_(0, rows, linear(hidden, b), alpha=scale)
+        out[rows] = out[rows].add(change, alpha=scale).to(out.dtype)  # rounded once, as the slice's
+
+
+def _fuse_storage_of(kind: Any) -> None:
+    create = kind.create_lora_weights
+    if create.__module__ == __name__:
+        return
+
+    def create_lora_weights(self: Any, *args: Any, **kwargs: Any) -> None:
+        create(self, *args, **kwargs)
+        a, b = self.lora_a_stacked, self.lora_b_stacked
+        self.lora_a_stacked, self.lora_b_stacked = fused(a, b, storage_dtype(a[0].dtype))
+
+    kind.create_lora_weights = create_lora_weights
 
 
 def _find_packed_layers() -> None:

@@ -23,6 +23,15 @@ def arm_at(place: float, weight: float) -> Arm:
     return Arm.CONTROL if place >= 1 - weight else Arm.CHAMPION
 
 
+REFERENCES = 9
+"""Units of the champion for each of the anchor: nearly all the power that any number of them would have."""
+
+
+def is_reference(place: float, holdback: float) -> bool:
+    """Whether the champion's unit at `place`, dealt by the anchor's salt, is compared with the anchor's, below `holdback`."""
+    return place >= max(holdback, 1 - REFERENCES * holdback)
+
+
 def unit_of(key: str) -> str:
     """The unit of analysis behind a key: 16 hexadecimal characters, the same in every trial, not the key itself."""
     return hashlib.sha256(key.encode()).hexdigest()[:16]

@@ -6,17 +6,27 @@ the evidence is recomputed from the ledger's units at each look, which anytime-v
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from replay.ledger import UnitOutcome
 from replay.outcomes import SILENCE
-from replay.records import Arm, FeedbackValue
-from service.rollout.evidence import WHOLE, Evidence, confidence_sequence, log_e_promote, log_e_rollback, pair
+from replay.records import FeedbackValue
+from service.errors import Conflict
+from service.rollout import shadow
+from service.rollout.evidence import WHOLE, Evidence, count
+from service.rollout.guardrails import QUALITY
+from service.rollout.shadow import ShadowTally
 from service.rollout.stages import Stage, Trial
+from service.rollout.weighing import STALE, Facts, doubt, harmed, is_yellow, lacks, weigh
 from service.router import ReplicaReport
 from service.settings import Metric, Rollout
+
+Verb = Literal["pause", "resume", "promote", "abort", "rollback"]
+
+FORWARD = frozenset({Stage.SHADOW, Stage.CANARY, Stage.WAITING, Stage.PROMOTING, Stage.BAKE, Stage.LIVE})
+"""Where no trial goes by itself while the kill switch is on; one that a person opened, to go back far, does."""
 
 YELLOW = 1.5
 """A step up waits while the evidence of harm is within so many nats of a rollback."""
@@ -36,9 +46,21 @@ class Look:
     serving_since: float | None
     """Since when there is a live replica: how long the replicas could have been loading."""
     outcomes: tuple[UnitOutcome, ...] = ()
+    window_seconds: float = 0.0
+    """The metric's: an answer that takes longer is not waited for when the split of the units is tested."""
     failures: int = 0
     """Failed replies of the candidate among its latest."""
+    promotions: int = 0
+    """Of the line, by evidence, so far."""
     last: Evidence | None = None
+    exposed_twice: int = 0
+    """Units that both arms have answered, which are left out of `outcomes`."""
+    heard_at: float | None = None
+    """When the last feedback under the metric came."""
+    is_frozen: bool = False
+    """The kill switch lets no trial go forward."""
+    shadow: ShadowTally | None = None
+    """Of a trial that is in the shadow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,47 +74,75 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One look's result: the move, if one is due, and the evidence, where traffic has been compared."""
+    """One look's result: the move, if one is due, the evidence, where traffic has been compared, and what both rest on."""
 
+    facts: Facts
     move: Move | None = None
     evidence: Evidence | None = None
 
 
 def judge(trial: Trial, look: Look) -> Judgement:
     """Decide what a trial does next."""
-    if trial.stage is Stage.ROLLING_BACK:
-        is_out = all(replica.number >= look.desired for replica in look.replicas)
-        return Judgement(Move(Stage.ROLLED_BACK, trial.reason) if is_out else None)
-    if trial.champion != look.champion:
-        return Judgement(Move(Stage.ABORTED, f"champion_changed: it is {look.champion or 'the base'} now"))
-    if trial.stage is Stage.VERIFYING:
-        return Judgement(_verify(trial, look))
-    evidence = weigh(trial, look)
-    move = _alarm(trial, look, evidence)
-    if move is None:
-        move = _promoting(trial, look) if trial.stage is Stage.PROMOTING else _advance(trial, look, evidence)
-    return Judgement(move, evidence)
+    return verdict(trial, facts(trial, look))
 
 
-def weigh(trial: Trial, look: Look) -> Evidence:
-    """Count what has matured and say what it proves."""
-    policy = trial.policy
-    differences = pair(look.outcomes, trial.steps)
-    matured = [unit for unit in look.outcomes if unit.is_matured]
-    opened = trial.steps[-1] if trial.steps else trial.opened_at
-    return Evidence(
-        at=look.now,
-        candidate_units=_count(matured, Arm.CANDIDATE),
-        control_units=_count(matured, Arm.CONTROL),
-        step_units=min(_count([u for u in matured if u.first_at >= opened], arm) for arm in (Arm.CANDIDATE, Arm.CONTROL)),
-        pairs=len(differences),
-        log_promote=log_e_promote(differences, policy.margin),
-        log_rollback=log_e_rollback(differences),
-        promote_at=-math.log(policy.alpha_promote),
-        rollback_at=-math.log(policy.alpha_rollback),
-        difference=confidence_sequence(differences, policy.alpha_promote, look.last.difference if look.last else WHOLE),
-        failed_replies=look.failures,
+def by_hand(trial: Trial, verb: Verb) -> Move:
+    """What a person asks of a trial, as a move. Raises `Conflict` when there is nothing to resume."""
+    if verb == "resume" and trial.stage is not Stage.HOLD:
+        raise Conflict(f"trial {trial.id!r} of {trial.candidate} is {trial.stage}, not on hold")
+    end = Stage.ABORTED if trial.stage in {Stage.VERIFYING, Stage.SHADOW} else Stage.ROLLING_BACK
+    forward = Stage.LIVE if trial.stage is Stage.BAKE else Stage.PROMOTING
+    to = {"pause": Stage.HOLD, "resume": Stage.CANARY, "promote": forward}.get(verb, end)
+    return Move(to, f"operator: {verb}", trial.step)
+
+
+def facts(trial: Trial, look: Look) -> Facts:
+    """Reduce a look to what decides."""
+    last = look.last if look.last and look.last.is_bake == (trial.stage is Stage.BAKE) else None
+    settled_at = look.now - look.window_seconds
+    return Facts(
+        now=look.now,
+        champion=look.champion,
+        refusal=refusal(trial.candidate, look.replicas),
+        is_held=is_held(trial.candidate, look.replicas),
+        is_settled=all(r.number >= look.desired or trial.candidate not in r.resident for r in look.replicas),
+        serving_since=look.serving_since,
+        failures=look.failures,
+        promotions=look.promotions,
+        tally=count(look.outcomes, trial.compared_since, settled_at, trial.policy.guardrails, trial.trusted_from),
+        exposed_twice=look.exposed_twice,
+        asked_at=max((unit.first_at for unit in look.outcomes), default=None),
+        heard_at=look.heard_at,
+        interval=last.difference if last else WHOLE,
+        is_frozen=look.is_frozen,
+        is_way_back_held=trial.champion is None or is_held(trial.champion, look.replicas),
+        shadow=look.shadow,
     )
+
+
+def verdict(trial: Trial, seen: Facts) -> Judgement:
+    """What the facts say: the same whenever they are asked again."""
+    said = _verdict(trial, seen)
+    is_kept = seen.is_frozen and not trial.is_operator and said.move is not None and said.move.to in FORWARD
+    return replace(said, move=None) if is_kept else said
+
+
+def _verdict(trial: Trial, seen: Facts) -> Judgement:
+    if trial.stage is Stage.ROLLING_BACK:
+        return Judgement(seen, Move(Stage.ROLLED_BACK, trial.reason) if seen.is_settled else None)
+    if trial.stands_against != seen.champion:
+        return Judgement(seen, Move(Stage.ABORTED, f"champion_changed: it is {seen.champion or 'the base'} now"))
+    if trial.stage is Stage.VERIFYING:
+        return Judgement(seen, _verify(trial, seen))
+    if trial.stage is Stage.SHADOW:
+        return Judgement(seen, _shadow(trial, seen))
+    evidence = weigh(trial, seen)
+    move = _alarm(trial, seen, evidence)
+    if move is not None and trial.stage is Stage.BAKE and not seen.is_way_back_held:
+        move = None  # never onto what is not proven: it is desired, and at the next look it may be held
+    elif move is None:
+        move = _FORWARD.get(trial.stage, _advance)(trial, seen, evidence)
+    return Judgement(seen, move, evidence)
 
 
 def reward(metric: Metric) -> Callable[[FeedbackValue], float]:
@@ -125,58 +175,98 @@ def refusal(version: str, replicas: Sequence[ReplicaReport]) -> str | None:
     return None
 
 
-def _verify(trial: Trial, look: Look) -> Move | None:
-    if why := refusal(trial.candidate, look.replicas):
-        return Move(Stage.REJECTED, why)
-    if is_held(trial.candidate, look.replicas):
-        return Move(Stage.PROMOTING, trial.reason) if trial.is_operator else Move(Stage.CANARY, "verified")
-    if look.serving_since is not None:
-        waited = look.now - max(trial.since, look.serving_since)
+def _verify(trial: Trial, seen: Facts) -> Move | None:
+    if seen.refusal:
+        return Move(Stage.REJECTED, seen.refusal)
+    if seen.is_held:
+        if trial.is_operator:
+            return Move(Stage.PROMOTING, trial.reason)
+        return Move(Stage.SHADOW if trial.policy.shadow.share > 0 else Stage.CANARY, "verified")
+    if seen.serving_since is not None:
+        waited = seen.now - max(trial.since, seen.serving_since)
         if waited > trial.policy.verify_seconds:
             return Move(Stage.REJECTED, f"replica_timeout: not proven on every replica after {waited:.0f} s")
     return None
 
 
-def _alarm(trial: Trial, look: Look, seen: Evidence) -> Move | None:
+def _shadow(trial: Trial, seen: Facts) -> Move | None:
+    if seen.refusal:
+        return Move(Stage.REJECTED, seen.refusal)
+    said = shadow.judge(trial.policy, seen.shadow or ShadowTally(), seen.now - trial.since, YELLOW)
+    if said is None or (said[0] is Stage.CANARY and not seen.is_held):
+        return None
+    return Move(*said)
+
+
+def _alarm(trial: Trial, seen: Facts, evidence: Evidence) -> Move | None:
     """What takes a candidate out of the traffic, whatever speaks for it."""
-    if why := refusal(trial.candidate, look.replicas):
-        return Move(Stage.ROLLING_BACK, why)
-    if look.failures >= trial.policy.error_burst:
-        return Move(Stage.ROLLING_BACK, f"error_burst: {look.failures} of its last {trial.policy.error_window} replies failed")
-    if seen.log_rollback >= seen.rollback_at:
-        low, high = seen.difference
-        return Move(Stage.ROLLING_BACK, f"harmed: difference in [{low:+.3f}, {high:+.3f}] after {seen.pairs} pairs")
+    if seen.refusal:
+        return Move(Stage.ROLLING_BACK, seen.refusal)
+    if seen.failures >= trial.policy.error_burst:
+        return Move(Stage.ROLLING_BACK, f"error_burst: {seen.failures} of its last {trial.policy.error_window} replies failed")
+    what = harmed(evidence)
+    if what == QUALITY:
+        return Move(Stage.ROLLING_BACK, f"harmed: {_found(evidence)}")
+    return Move(Stage.ROLLING_BACK, f"harmed_{what}: over its margin after {evidence.pairs} pairs") if what else None
+
+
+def _promoting(trial: Trial, seen: Facts, _: Evidence) -> Move | None:
+    if not seen.is_held:
+        return None
+    has_bake = trial.policy.bake.holdback > 0 and not trial.is_operator
+    return Move(Stage.BAKE if has_bake else Stage.LIVE, trial.reason)
+
+
+def _bake(trial: Trial, seen: Facts, evidence: Evidence) -> Move | None:
+    """It ends without an alarm: with enough units, or out of time."""
+    bake, age, units = trial.policy.bake, seen.now - trial.since, min(evidence.candidate_units, evidence.control_units)
+    if age >= bake.max_seconds:
+        return Move(Stage.LIVE, f"baked_out_of_time: no harm in {units} of {bake.min_units} units of each arm")
+    if units >= bake.min_units and age >= bake.min_seconds and not doubt(trial, seen, evidence):
+        return Move(Stage.LIVE, f"baked: no harm, {_found(evidence)}")
     return None
 
 
-def _promoting(trial: Trial, look: Look) -> Move | None:
-    return Move(Stage.LIVE, trial.reason) if is_held(trial.candidate, look.replicas) else None
-
-
-def _advance(trial: Trial, look: Look, seen: Evidence) -> Move | None:
+def _advance(trial: Trial, seen: Facts, evidence: Evidence) -> Move | None:
     if trial.stage is Stage.WAITING:
         return None
-    policy, age = trial.policy, look.now - (trial.steps[0] if trial.steps else trial.opened_at)
-    has_passed = min(seen.candidate_units, seen.control_units) >= policy.min_units and age >= policy.min_seconds
-    if has_passed and seen.log_promote >= seen.promote_at:
-        low, high = seen.difference
-        why = f"non_inferior: difference in [{low:+.3f}, {high:+.3f}] after {seen.pairs} pairs"
-        return Move(Stage.PROMOTING if policy.is_automatic else Stage.WAITING, why)
+    policy, age = trial.policy, seen.now - (trial.steps[0] if trial.steps else trial.opened_at)
+    if trial.stage is Stage.HOLD:
+        return _expire(policy, age, evidence) or _heard_again(trial, seen)
+    if why := doubt(trial, seen, evidence):
+        return Move(Stage.HOLD, why)
+    has_passed = min(evidence.candidate_units, evidence.control_units) >= policy.min_units and age >= policy.min_seconds
+    if has_passed and not lacks(trial, seen.tally) and evidence.log_promote >= evidence.promote_at:
+        shown = "superior" if policy.mode == "superiority" else "non_inferior"
+        return Move(Stage.PROMOTING if policy.is_automatic else Stage.WAITING, f"{shown}: {_found(evidence)}")
+    return _expire(policy, age, evidence) or _step_up(trial, policy, evidence)
+
+
+def _heard_again(trial: Trial, seen: Facts) -> Move | None:
+    """A trial that was held for its silence goes on when feedback has come since; nothing else is forgiven by itself."""
+    is_over = trial.reason.startswith(STALE) and seen.heard_at is not None and seen.heard_at > trial.since
+    return Move(Stage.CANARY, "feedback is heard again", trial.step) if is_over else None
+
+
+def _expire(policy: Rollout, age: float, evidence: Evidence) -> Move | None:
     if age > policy.max_seconds:
-        return Move(Stage.EXPIRED, f"max_seconds: no verdict after {age:.0f} s and {seen.pairs} pairs")
-    if seen.candidate_units >= policy.max_units:
-        return Move(Stage.EXPIRED, f"max_units: no verdict after {seen.pairs} pairs")
-    return _step_up(trial, policy, seen)
+        return Move(Stage.EXPIRED, f"max_seconds: no verdict after {age:.0f} s and {evidence.pairs} pairs")
+    if evidence.candidate_units >= policy.max_units:
+        return Move(Stage.EXPIRED, f"max_units: no verdict after {evidence.pairs} pairs")
+    return None
 
 
-def _step_up(trial: Trial, policy: Rollout, seen: Evidence) -> Move | None:
+def _step_up(trial: Trial, policy: Rollout, evidence: Evidence) -> Move | None:
     is_last = trial.step + 1 >= len(policy.weights)
-    is_yellow = seen.log_rollback > seen.rollback_at - YELLOW
-    if is_last or is_yellow or seen.step_units < policy.step_min_units:
+    if is_last or is_yellow(evidence, YELLOW) or evidence.step_units < policy.step_min_units:
         return None
     step = trial.step + 1
     return Move(Stage.CANARY, f"step: {policy.weights[step]:.0%} of the units", step)
 
 
-def _count(outcomes: Sequence[UnitOutcome], arm: Arm) -> int:
-    return sum(unit.arm == arm for unit in outcomes)
+def _found(evidence: Evidence) -> str:
+    low, high = evidence.difference
+    return f"difference in [{low:+.3f}, {high:+.3f}] after {evidence.pairs} pairs"
+
+
+_FORWARD: dict[Stage, Callable[[Trial, Facts, Evidence], Move | None]] = {Stage.PROMOTING: _promoting, Stage.BAKE: _bake}

@@ -9,10 +9,11 @@ be looked at after every pair. It depends on the pairs' multiset only, so it can
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from replay.ledger import UnitOutcome
 from replay.records import Arm
+from service.rollout import grid
 
 FRACTIONS: NDArray[np.float64] = np.exp2(-np.arange(6.0, 0.0, -1.0))
 """Shares of the wealth that are bet: 1/64, 1/32, …, 1/2."""
@@ -50,14 +52,17 @@ def log_e_rollback(differences: ArrayLike, counts: ArrayLike | None = None) -> f
     return log_e(-np.asarray(differences, dtype=np.float64), 0.0, counts)
 
 
-def confidence_sequence(differences: ArrayLike, alpha: float, before: Interval = WHOLE) -> Interval:
+def confidence_sequence(
+    differences: ArrayLike, alpha: float, before: Interval = WHOLE, counts: ArrayLike | None = None
+) -> Interval:
     """Interval that holds the mean difference at all looks at once with probability 1 - alpha.
 
-    `before` is the interval of the last look: intervals only ever shrink.
+    `before` is the interval of the last look: intervals only ever shrink. `counts` as for `log_e`.
     """
-    values, counts = np.unique(np.asarray(differences, dtype=np.float64), return_counts=True)
-    low = _lower_bound(values, counts, alpha / 2)
-    high = -_lower_bound(-values, counts, alpha / 2)
+    values = np.asarray(differences, dtype=np.float64)
+    values, times = np.unique(values, return_counts=True) if counts is None else (values, np.asarray(counts))
+    low = _lower_bound(values, times, alpha / 2)
+    high = -_lower_bound(-values, times, alpha / 2)
     return max(before[0], low), min(before[1], high)
 
 
@@ -70,7 +75,16 @@ def _lower_bound(values: NDArray[np.float64], counts: NDArray[np.int64], alpha: 
     return low
 
 
-def pair(outcomes: Sequence[UnitOutcome], steps: Sequence[float]) -> NDArray[np.float64]:
+Value = Callable[[UnitOutcome], float | None]
+"""What is compared of a unit; None: it has no part in the comparison."""
+
+
+def reward_of(unit: UnitOutcome) -> float | None:
+    """The unit's reward under the rollout's metric."""
+    return unit.reward
+
+
+def pair(outcomes: Sequence[UnitOutcome], steps: Sequence[float], value: Value = reward_of) -> NDArray[np.float64]:
     """Differences candidate - control: the k-th matured unit of one arm with the k-th of the other, in each weight step.
 
     `steps` are the times at which the weight steps opened. Units are taken in order of their first request, and a unit's
@@ -78,14 +92,107 @@ def pair(outcomes: Sequence[UnitOutcome], steps: Sequence[float]) -> NDArray[np.
     """
     arms: dict[tuple[int, str], list[float]] = defaultdict(list)
     for unit in sorted(outcomes, key=lambda u: (u.first_at, u.unit)):
-        if unit.is_matured and unit.reward is not None:
-            arms[bisect_right(steps, unit.first_at), str(unit.arm)].append(unit.reward)
+        if unit.is_matured and (found := value(unit)) is not None:
+            arms[bisect_right(steps, unit.first_at), str(unit.arm)].append(found)
     differences = [
         candidate - control
         for step in range(len(steps) + 1)
         for candidate, control in zip(arms[step, Arm.CANDIDATE], arms[step, Arm.CONTROL], strict=False)
     ]
     return np.asarray(differences, dtype=np.float64)
+
+
+Differences = tuple[tuple[float, int], ...]
+"""Each difference candidate - control of a pair, in thousandths (see `grid`), and how often it occurred."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """What was counted of one guardrail."""
+
+    name: str
+    heard: tuple[int, int]
+    """Matured units of candidate and control of which it is known; silence about a declared metric is not."""
+    differences: Differences = ()
+    """Of what was kept: one minus the loss, so that more is better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """All that evidence is made of, as counts: from them it can be computed anew, to the same verdict."""
+
+    assigned: tuple[tuple[int, int], ...] = ((0, 0),)
+    """Units of candidate and control, by when they asked, before the first weight step and in each: those whose answer has had
+    time to come, since until then the arm that answers faster shows more."""
+    matured: tuple[tuple[int, int], ...] = ((0, 0),)
+    """Those of them whose window has closed."""
+    differences: Differences = ()
+    """Of the rewards."""
+    answered: tuple[int, int] = (0, 0)
+    """Matured units of candidate and control of which somebody said something under the metric."""
+    guards: tuple[Guarded, ...] = ()
+    responses: Differences = ()
+    """Of who has said something (1) and who has not (0), in the steps that are tested."""
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs there are."""
+        return sum(times for _, times in self.differences)
+
+
+def count(
+    outcomes: Sequence[UnitOutcome],
+    steps: Sequence[float],
+    settled_at: float = math.inf,
+    guards: Iterable[str] = (),
+    trusted_from: int = 0,
+) -> Tally:
+    """Count a trial's units, those in pairs by their difference; as `assigned`, only who had asked by `settled_at`.
+
+    `responses` are counted from the step `trusted_from` on.
+    """
+    tested = [unit for unit in outcomes if bisect_right(steps, unit.first_at) >= trusted_from]
+    return Tally(
+        assigned=_by_step((unit for unit in outcomes if _asked_at(unit) <= settled_at), steps, _asked_at),
+        matured=_by_step((unit for unit in outcomes if unit.is_matured), steps, lambda unit: unit.first_at),
+        differences=_differences(outcomes, steps, reward_of),
+        answered=_by_arm(unit for unit in outcomes if unit.is_matured and not unit.is_silent),
+        guards=tuple(_guarded(name, outcomes, steps) for name in guards),
+        responses=_differences(tested, steps, lambda unit: float(not unit.is_silent)),
+    )
+
+
+def _guarded(name: str, outcomes: Sequence[UnitOutcome], steps: Sequence[float]) -> Guarded:
+    def kept(unit: UnitOutcome) -> float | None:
+        return 1.0 - unit.losses[name] if name in unit.losses else None
+
+    heard = _by_arm(unit for unit in outcomes if name in unit.losses and name not in unit.unheard)
+    return Guarded(name, heard, _differences(outcomes, steps, kept))
+
+
+def _differences(outcomes: Sequence[UnitOutcome], steps: Sequence[float], value: Value) -> Differences:
+    def counted(unit: UnitOutcome) -> float | None:
+        found = value(unit)
+        return None if found is None else grid.on_grid(found, unit.unit)
+
+    values, times = np.unique(grid.snapped(pair(outcomes, steps, counted)), return_counts=True)
+    return tuple(zip(values.tolist(), times.tolist(), strict=True))
+
+
+def _by_arm(units: Iterable[UnitOutcome]) -> tuple[int, int]:
+    found = Counter(unit.arm for unit in units)
+    return found[Arm.CANDIDATE], found[Arm.CONTROL]
+
+
+def _asked_at(unit: UnitOutcome) -> float:
+    return unit.first_at if unit.asked_at is None else unit.asked_at
+
+
+def _by_step(
+    units: Iterable[UnitOutcome], steps: Sequence[float], when: Callable[[UnitOutcome], float]
+) -> tuple[tuple[int, int], ...]:
+    found = Counter((bisect_right(steps, when(unit)), unit.arm) for unit in units)
+    return tuple((found[step, Arm.CANDIDATE], found[step, Arm.CONTROL]) for step in range(len(steps) + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +207,9 @@ class Evidence:
     """In the current weight step, in the smaller arm."""
     pairs: int
     log_promote: float
+    """The least of `promote`: that of the metric and of each guardrail."""
     log_rollback: float
+    """Of the metric alone."""
     promote_at: float
     """Thresholds of the two logs."""
     rollback_at: float
@@ -108,6 +217,19 @@ class Evidence:
     """Confidence sequence of candidate - champion on the reward's scale."""
     failed_replies: int = 0
     """Of the candidate, among its latest."""
+    log_mismatch: float = 0.0
+    """Against "the arms get units as designed", with its threshold."""
+    mismatch_at: float = 7.0
+    promote: dict[str, float] = field(default_factory=dict)
+    """Against "worse by the margin", for the metric (`quality`) and each guardrail."""
+    harm: dict[str, float] = field(default_factory=dict)
+    """Against "not worse by more than the margin", for each guardrail."""
+    harm_at: float = 7.0
+    log_response: float = 0.0
+    """Against "as many units of both arms say something", with its threshold."""
+    response_at: float = 4.6
+    is_bake: bool = False
+    """Of the comparison after the promotion, which begins anew."""
 
     def to_json(self) -> dict[str, Any]:
         """As stored and shown."""
@@ -121,5 +243,6 @@ class Evidence:
 
     def adds_to(self, last: Evidence | None) -> bool:
         """Whether it says enough more than the last stored look to be stored too: two in a hundred units, or a failure."""
+        last = last if last and last.is_bake == self.is_bake else None
         units, failed = (last.candidate_units + last.control_units, last.failed_replies) if last else (0, 0)
         return self.candidate_units + self.control_units > units * 1.02 or self.failed_replies != failed

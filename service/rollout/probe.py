@@ -32,12 +32,18 @@ class ProbeResult:
 
     ok: bool
     reason: str | None = None
-    """None when ok, else `noop_adapter`, `fingerprint_mismatch`, `fingerprint_invalid`, `not_finite`, `load_failed`."""
+    """None when ok, else `artifact_invalid`, `fingerprint_invalid`, `load_failed`, `noop_adapter`, `fingerprint_mismatch`, or
+    `not_finite`."""
     distance_to_fingerprint: float | None = None
     distance_to_base: float | None = None
     agreement: float | None = None
     """The measured effect projected on the trainer's: insensitive to what engine and trainer do differently to both."""
     detail: str = ""
+
+    @property
+    def in_words(self) -> str:
+        """The reason and what it is about, or `ok`."""
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason or "ok"
 
 
 def judge(

@@ -44,13 +44,17 @@ _trial = Table(
     Column("since", Float, nullable=False),
     Column("step", Integer, nullable=False),
     Column("steps", JSON, nullable=False),
+    Column("trusted_step", Integer, nullable=False),
     Column("is_operator", Boolean, nullable=False),
+    Column("fdr_index", Integer),
+    Column("has_passed", Boolean, nullable=False),
     Column("job", String),
     Column("reason", String, nullable=False),
     Column("opened_at", Float, nullable=False),
     Column("ended_at", Float),
 )
 Index("trial_open", _trial.c.line, unique=True, sqlite_where=_trial.c.ended_at.is_(None))
+Index("trial_fdr_index", _trial.c.line, _trial.c.fdr_index, unique=True)  # an index is never given twice
 _evidence = Table(
     "evidence",
     metadata,
@@ -79,22 +83,61 @@ def begin(
     identity = f"{line}-trial{made + 1}"
     who = {"id": identity, "line": line, "candidate": candidate, "champion": champion, "job": job}
     how = {"policy": policy.model_dump(mode="json"), "is_operator": is_operator, "reason": reason}
-    where = {"stage": Stage.VERIFYING, "since": now, "step": 0, "steps": [], "opened_at": now}
+    where = {
+        "stage": Stage.VERIFYING,
+        "since": now,
+        "step": 0,
+        "steps": [],
+        "trusted_step": 0,
+        "opened_at": now,
+        "has_passed": False,
+    }
     conn.execute(insert(_trial).values(**who, **how, **where))
     return get(conn, identity)
 
 
-def move(conn: Connection, trial: Trial, to: Stage, now: float, *, reason: str, step: int = 0) -> Trial:
-    """Move a trial from where `trial` says it stands; raises `Conflict` when it does not stand there any more."""
+def move(
+    conn: Connection,
+    trial: Trial,
+    to: Stage,
+    now: float,
+    *,
+    reason: str,
+    step: int = 0,
+    has_passed: bool = False,
+    is_answered_for: bool = True,
+) -> Trial:
+    """Move a trial from where `trial` says it stands; raises `Conflict` when it does not stand there any more.
+
+    `has_passed` says that evidence moves it on, `is_answered_for` that a person who resumes it vouches for what was before.
+    """
     check(trial.stage, to)
     steps = [*trial.steps, now] if to is Stage.CANARY else list(trial.steps)
-    told = {"stage": to, "since": now, "reason": reason, "steps": steps, "step": step if to is Stage.CANARY else trial.step}
+    told: dict[str, Any] = {
+        "stage": to,
+        "since": now,
+        "reason": reason,
+        "steps": steps,
+        "step": step if to is Stage.CANARY else trial.step,
+    }
+    told["has_passed"] = trial.has_passed or has_passed
+    if to is Stage.CANARY and trial.fdr_index is None:
+        used = select(func.max(_trial.c.fdr_index)).where(_trial.c.line == trial.line)
+        told["fdr_index"] = int(conn.scalar(used) or 0) + 1
+    if trial.stage is Stage.HOLD and to is Stage.CANARY and is_answered_for:
+        told["trusted_step"] = len(steps)
     if not to.is_open:
         told["ended_at"] = now
-    stands = (_trial.c.id == trial.id, _trial.c.stage == trial.stage, _trial.c.step == trial.step)
+    stands = (_trial.c.id == trial.id, _trial.c.stage == trial.stage, _trial.c.step == trial.step, _trial.c.since == trial.since)
     if not conn.execute(update(_trial).where(*stands).values(told)).rowcount:
         raise Conflict(f"trial {trial.id!r} is not {trial.stage} any more")
     return get(conn, trial.id)
+
+
+def promotions(conn: Connection, line: str) -> int:
+    """How many of a line's candidates went live by evidence; those by hand are no discoveries."""
+    found = (_trial.c.line == line, _trial.c.stage == Stage.LIVE, _trial.c.has_passed)
+    return conn.scalar(select(func.count()).select_from(_trial).where(*found)) or 0
 
 
 def note(conn: Connection, trial: str, evidence: Evidence) -> None:
@@ -142,11 +185,17 @@ def last_look(conn: Connection, trial: str) -> Evidence | None:
     return None if body is None else Evidence.from_json(body)
 
 
+def told(trial: Trial) -> tuple[Trial, dict[str, Any]]:
+    """A trial with what the log tells of a move of it."""
+    plain = {"trial": trial.id, "candidate": trial.candidate, "champion": trial.champion, "weight": trial.weight}
+    return trial, {**plain, "stage": trial.stage.value, "reason": trial.reason}
+
+
 def as_json(trial: Trial, look: Evidence | None) -> dict[str, Any]:
     """A trial with its latest look, as status and API show it."""
     plain = {name: getattr(trial, name) for name in ("id", "line", "candidate", "champion", "step", "weight", "reason")}
-    times = {"opened_at": trial.opened_at, "since": trial.since, "ended_at": trial.ended_at, "is_operator": trial.is_operator}
-    return {**plain, "state": trial.stage.value, **times, **(look_as_json(look) if look else _UNSEEN)}
+    more = {name: getattr(trial, name) for name in ("opened_at", "since", "ended_at", "is_operator", "fdr_index", "has_passed")}
+    return {**plain, "state": trial.stage.value, **more, **(look_as_json(look) if look else _UNSEEN)}
 
 
 def look_as_json(look: Evidence) -> dict[str, Any]:
@@ -155,11 +204,23 @@ def look_as_json(look: Evidence) -> dict[str, Any]:
         "at": look.at,
         "pairs": look.pairs,
         "units": {"candidate": look.candidate_units, "control": look.control_units},
-        "log_evidence": {"promote": look.log_promote, "rollback": look.log_rollback},
-        "thresholds": {"promote": look.promote_at, "rollback": look.rollback_at},
+        "log_evidence": {"promote": look.log_promote, "rollback": look.log_rollback, **_logs(look)},
+        "thresholds": {"promote": look.promote_at, "rollback": look.rollback_at, **_limits(look)},
+        "promote": look.promote,
+        "harm": look.harm,
+        "harm_at": look.harm_at,
+        "is_bake": look.is_bake,
         "difference": list(look.difference),
         "failed_replies": look.failed_replies,
     }
+
+
+def _logs(look: Evidence) -> dict[str, float]:
+    return {"mismatch": look.log_mismatch, "response": look.log_response}
+
+
+def _limits(look: Evidence) -> dict[str, float]:
+    return {"mismatch": look.mismatch_at, "response": look.response_at}
 
 
 _UNSEEN: dict[str, Any] = {
@@ -168,6 +229,10 @@ _UNSEEN: dict[str, Any] = {
     "units": {"candidate": 0, "control": 0},
     "log_evidence": {},
     "thresholds": {},
+    "promote": {},
+    "harm": {},
+    "harm_at": None,
+    "is_bake": False,
     "difference": None,
     "failed_replies": 0,
 }

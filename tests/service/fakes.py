@@ -16,8 +16,10 @@ from starlette.routing import Route as Path
 from starlette.types import Message
 
 from replay.records import Interaction
+from replay.shadows import Gold
+from service.comparing import ShadowReport
 from service.door import KeeperDoor
-from service.errors import ArtifactInvalid, NotReady
+from service.errors import ArtifactInvalid, InvalidRequest, NotReady
 from service.router import Desired, ReplicaReport, Resident, Route
 
 BASE = "smollm2-135m"
@@ -54,6 +56,12 @@ class FakeEngine:
         self.go = asyncio.Event()
         self.is_dead = False
         self.scored: list[tuple[str | None, tuple[int, ...]]] = []
+        self.broken: dict[str | None, float] = {}
+        """What adapters say of every token, in place of a log-prob."""
+        self.unscorable: set[str] = set()
+        self.slow: set[str] = set()
+        """Versions that answer once `go` is set."""
+        self.failing: set[str] = set()
         self.app = Starlette(
             routes=[
                 Path("/v1/chat/completions", self._answer, methods=["POST"]),
@@ -78,6 +86,13 @@ class FakeEngine:
         self.scored.append((name, tuple(token_ids)))
         return measured(0 if name is None else self.shifts[name], token_ids)
 
+    async def score(self, name, messages, reply) -> list[float]:
+        """As by template: one token a letter, and the end."""
+        if reply in self.unscorable:
+            raise InvalidRequest("the template refuses it")
+        said = await self.logprobs(name, [0, *(ord(letter) % 10 for letter in reply), 0])
+        return [self.broken.get(name, value) for value in said]
+
     async def check(self) -> None:
         if self.is_dead:
             raise NotReady("dead")
@@ -98,7 +113,9 @@ class FakeEngine:
             return JSONResponse({"error": {"message": "temperature", "type": "BadRequestError", "param": None, "code": 400}}, 400)
         is_chat = "messages" in body
         asked = body["messages"][-1]["content"] if is_chat else body["prompt"]
-        if asked == "explode":
+        if body["model"] in self.slow:
+            await self.go.wait()
+        if asked == "explode" or body["model"] in self.failing:
             raise RuntimeError("the engine has exploded")
         if asked == "wait":
             await _first(self.go.wait(), _gone(request))
@@ -152,6 +169,9 @@ class FakeKeeper(KeeperDoor):
         self.now = desired or Desired()
         self.reports: list[ReplicaReport] = []
         self.recorded: list[Interaction] = []
+        self.reported: list[ShadowReport] = []
+        self.golds: list[Gold] = []
+        """What the next report is answered with."""
         self.troubles: list[Exception] = []
         """What the next calls raise, one each."""
         self.can_write = asyncio.Event()
@@ -178,6 +198,13 @@ class FakeKeeper(KeeperDoor):
             self._changed.notify_all()
             await self._changed.wait_for(lambda: self.now.number > after)
             return self.now
+
+    async def shadow(self, said) -> list:
+        if self.troubles:
+            raise self.troubles.pop(0)
+        self.reported.append(said)
+        golds, self.golds = self.golds, []
+        return golds
 
     async def record(self, interactions) -> None:
         await self.can_write.wait()

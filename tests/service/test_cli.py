@@ -33,6 +33,7 @@ STATUS = {
                 "units": {"candidate": 31, "control": 30},
                 "log_evidence": {"promote": 1.5, "rollback": -0.2},
                 "thresholds": {"promote": 3.0, "rollback": 4.6},
+                "difference": [-0.021, 0.154],
             },
         }
     },
@@ -55,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
     """As much of a daemon as the commands talk to."""
 
     def do_GET(self):
-        answers = {"/api/status": STATUS, "/api/lines/desk/versions": {"data": [VERSION]}}
+        answers = {"/api/status": STATUS, "/api/lines/desk/versions": {"data": [VERSION]}, **self.server.answers}
         if self.path in answers:
             self._say(200, answers[self.path])
         else:
@@ -91,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def daemon(monkeypatch):
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.seen = []
+        server.seen, server.answers = [], {}
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         monkeypatch.setenv("LEARND_URL", f"http://127.0.0.1:{server.server_port}")
@@ -113,9 +114,53 @@ def test_importing_the_commands_pulls_in_nothing_heavy():
 
 
 def test_every_command_has_help(capsys):
-    for command in ("serve", "status", "train", "versions", "promote", "rollback", "doctor", "demo", "feedback", "base", "key"):
+    for command in (
+        "serve",
+        "status",
+        "train",
+        "versions",
+        "promote",
+        "rollback",
+        "doctor",
+        "demo",
+        "feedback",
+        "base",
+        "key",
+        "rollout",
+        "quarantine",
+        "audit",
+    ):
         assert run(command, "--help") == 0
     assert "Ctrl-C stops it in order" in capsys.readouterr().out
+
+
+CASE = {
+    "feedback_id": "f-17",
+    "kind": "demonstration",
+    "reason": "contradicted",
+    "state": "held",
+    "principal": "shop/ab12",
+    "at": 1.0,
+    "decided_by": None,
+}
+
+
+def test_what_is_held_is_listed_and_decided(daemon, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    daemon.answers["/api/quarantine/desk?which=held"] = {"data": [CASE]}
+    daemon.answers["/api/quarantine/desk?which=all&reason=echo"] = {"data": []}
+    assert run("quarantine", "list", "desk") == 0
+    said = capsys.readouterr().out
+    for part in ("f-17", "demonstration", "contradicted", "held", "shop/ab12"):
+        assert part in said
+    assert run("quarantine", "list", "desk", "--all", "--reason", "echo", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"data": []}
+    assert run("quarantine", "release", "f-17", "f-18") == 0
+    assert run("quarantine", "drop", "f-17") == 0
+    assert [(path, json.loads(body)) for path, body, _ in daemon.seen] == [
+        ("/api/quarantine/release", {"ids": ["f-17", "f-18"]}),
+        ("/api/quarantine/drop", {"ids": ["f-17"]}),
+    ]
 
 
 def test_status_fits_on_one_screen(daemon, capsys, monkeypatch):
@@ -140,6 +185,42 @@ def test_versions_show_their_scores(daemon, capsys, monkeypatch):
     assert "champion" in said
 
 
+def test_a_version_s_verdict_and_matrix_are_shown_and_the_last_verdict_in_the_status(daemon, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    finding = {"name": "hotels", "must": "not_lose", "low": -0.15, "high": 0.0, "looks": 4}
+    bound = {"told": "must pass: 1 of 2, not core/7", "outcome": "fail"}
+    matrix = {"exact": {"transfer": {"average": 0.77, "backward": -0.11, "forgetting": 0.12}}}
+    gate = {"outcome": "fail", "worst": "hotels", "findings": [finding], "bounds": [bound], "matrix": matrix}
+    line = {**STATUS["lines"]["desk"], "last_verdict": gate}
+    daemon.answers = {
+        "/api/lines/desk/versions": {"data": [{**VERSION, "gate": gate}]},
+        "/api/status": {**STATUS, "lines": {"desk": line}},
+    }
+    assert run("versions", "desk") == 0
+    said = capsys.readouterr().out
+    verdict = "fail, worst slice hotels [-0.150, +0.000], look 4; must pass: 1 of 2, not core/7"
+    assert verdict in said
+    assert all(number in said for number in ("0.77", "-0.11", "0.12"))
+    assert run("status") == 0
+    assert f"desk: the gate says {verdict}" in capsys.readouterr().out
+
+
+def test_an_anchor_and_a_search_are_told_in_a_line_each(daemon, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "240")
+    held = {"version": None, "standing": "alarm", "difference": [-0.3, -0.1], "log_evidence": 7.5, "alarm_at": 6.9, "blocks": 80}
+    search = {"job": "desk-job1", "slice": "old", "reason": "", "suspects": 6, "probe": "desk-job4"}
+    line = {**STATUS["lines"]["desk"], "anchor": held, "bisection": search}
+    daemon.answers["/api/status"] = {**STATUS, "lines": {"desk": line}}
+    assert run("status") == 0
+    said = capsys.readouterr().out
+    told = "alarm, champion - anchor in [-0.300, -0.100] in this round, decay 7.5 of 6.9 after 80 units of the anchor"
+    assert f"desk: anchor base: {told}" in said
+    assert "desk: desk-job1 lost the slice old: 6 examples are suspected, desk-job4 tries a half" in said
+    daemon.answers["/api/rollouts/desk"] = {"line": "desk", "trial": None, "anchor": held}
+    assert run("rollout", "status", "desk") == 0
+    assert capsys.readouterr().out == f"no trial yet\nanchor base: {told}\n"
+
+
 def test_the_daemon_s_refusal_is_told_in_its_words(daemon, capsys):
     assert run("versions", "nobody") == 1
     assert capsys.readouterr().err == "learnd: no line 'nobody': lines are desk\n"
@@ -149,13 +230,90 @@ def test_changes_by_hand_are_posted_with_the_key(daemon):
     assert run("train", "desk", "--key", "secret") == 0
     assert run("promote", "desk", "v2") == 0
     assert run("rollback", "desk") == 0
+    assert run("train", "desk", "--bisect", "desk-job1") == 0
+    assert run("rollout", "anchor", "desk") == 0
+    assert run("rollout", "anchor", "desk", "v3") == 0
     paths = [(path, json.loads(body) if body else None) for path, body, _ in daemon.seen]
     assert paths == [
         ("/api/lines/desk/train", None),
-        ("/api/lines/desk/promote", {"version": "v2"}),
-        ("/api/lines/desk/rollback", {"version": None}),
+        ("/api/rollouts/desk/promote", {"version": "v2"}),
+        ("/api/rollouts/desk/rollback", {"version": None}),
+        ("/api/jobs/desk-job1/bisect", None),
+        ("/api/rollouts/desk/anchor", {"version": "champion"}),
+        ("/api/rollouts/desk/anchor", {"version": "v3"}),
     ]
     assert daemon.seen[0][2] == "Bearer secret"
+
+
+def test_a_trial_is_steered_with_the_verbs_of_the_api(daemon):
+    for verb in ("pause", "resume", "promote", "abort", "rollback"):
+        assert run("rollout", verb, "desk") == 0
+    assert run("rollout", "rollback", "desk", "v3") == 0
+    assert [(path.removeprefix("/api/rollouts/desk/"), json.loads(body) if body else None) for path, body, _ in daemon.seen] == [
+        ("pause", None),
+        ("resume", None),
+        ("promote", {"version": None}),
+        ("abort", None),
+        ("rollback", {"version": None}),
+        ("rollback", {"version": "v3"}),
+    ]
+
+
+def test_the_kill_switch_is_shown_and_thrown_with_its_reason(daemon, capsys):
+    daemon.answers["/api/switch"] = {"mode": "off"}
+    assert run("switch") == 0
+    assert json.loads(capsys.readouterr().out) == {"mode": "off"}
+    assert daemon.seen == []
+    assert run("switch", "base_only", "--reason", "a complaint") == 0
+    ((path, body, _),) = daemon.seen
+    assert (path, json.loads(body)) == ("/api/switch", {"mode": "base_only", "reason": "a complaint"})
+    assert run("switch", "half") == 2
+
+
+def test_a_line_s_trial_and_its_history_are_shown(daemon, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    daemon.answers["/api/rollouts/desk"] = {"line": "desk", "trial": None}
+    assert run("rollout", "status", "desk") == 0
+    assert capsys.readouterr().out == "no trial yet\n"
+    trial = {**STATUS["lines"]["desk"]["trial"], "id": "desk-trial1", "candidate": "desk@v2", "reason": "verified"}
+    daemon.answers["/api/rollouts/desk"] = {"line": "desk", "trial": trial}
+    assert run("rollout", "status", "desk") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("desk-trial1: desk@v2, canary at 50%, units 31/30")
+    assert "difference in [-0.021, +0.154]" in said
+    assert said.endswith("verified\n")
+    stood = {"trial": "desk-trial1", "candidate": "desk@v2", "from": "canary", "to": "hold"}
+    why = {"by": "operator", "reason": "operator: pause"}
+    daemon.answers["/api/rollouts/desk/history"] = {"data": [{"seq": 9, "at": 0.0, **stood, **why}]}
+    assert run("rollout", "history", "desk") == 0
+    assert "desk-trial1  desk@v2    canary  hold  operator  operator: pause" in capsys.readouterr().out
+    assert run("rollout", "history", "desk", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["data"][0]["seq"] == 9
+
+
+def verdict(**changes):
+    return {"seq": 9, "recorded": "live: good", "replayed": "live: good", "is_same": True, "is_same_code": True, **changes}
+
+
+def test_a_replay_tells_by_its_status_whether_each_verdict_is_the_same(daemon, capsys):
+    daemon.answers["/api/trials/desk-trial1/replay"] = {"data": [verdict(), verdict(replayed=None)]}
+    assert run("rollout", "replay", "desk-trial1") == 0
+    assert capsys.readouterr().out.splitlines()[1].endswith("asked for by hand")
+    differs = verdict(replayed="no move", is_same=False, is_same_code=False)
+    daemon.answers["/api/trials/desk-trial1/replay"] = {"data": [verdict(), differs]}
+    assert run("rollout", "replay", "desk-trial1") == 1
+    assert "no move, by other code" in capsys.readouterr().out
+    assert run("rollout", "replay", "desk-trial1", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["data"] == [verdict(), differs]
+
+
+def test_a_changed_record_is_named(daemon, capsys):
+    daemon.answers["/api/audit"] = {"records": 7, "head": "abc", "is_whole": True, "broken": None, "reason": ""}
+    assert run("audit", "verify") == 0
+    assert "7 records" in capsys.readouterr().out
+    daemon.answers["/api/audit"] |= {"is_whole": False, "broken": 8, "reason": "its digest is not that of its content"}
+    assert run("audit", "verify") == 1
+    assert "record 8 was changed: its digest" in capsys.readouterr().out
 
 
 def test_nobody_there_is_told_with_what_to_do(capsys):

@@ -1,12 +1,17 @@
 """The loop from demonstrations to a champion, on a real database with a fake launcher and fake replicas."""
 
+import json
+
+import numpy as np
 import pytest
 import structlog
 
-from replay import ledger
-from service import jobs, registry
+from replay import ledger, opinions
+from replay.records import Arm
+from service import jobs, registry, transitions
 from service.errors import Conflict, NotFound, StorageFailed
 from service.rollout import trials
+from service.rollout.controller import Move
 from service.rollout.stages import Stage
 from tests.service.world import LINE, QUICK, World, write_outcome
 
@@ -64,6 +69,8 @@ class TestFromFeedbackToChampion:
         assert world.examples == {"trained": 40}
         change = world.read(lambda conn: registry.last_crowning(conn, LINE))
         assert change.evidence["log_promote"] >= change.evidence["promote_at"]
+        assert change.evidence["promote_at"] == pytest.approx(np.log(22.857657))
+        assert (world.trial.fdr_index, world.trial.has_passed) == (1, True)
         assert change.feedback_to_live_seconds > 0
         assert change.swap_seconds is not None
         (version,) = world.read(lambda conn: registry.versions(conn, LINE))
@@ -84,6 +91,78 @@ class TestFromFeedbackToChampion:
         assert (world.folder / "jobs" / "desk-job2" / "older.jsonl").read_text()
         assert [v.state for v in world.read(lambda conn: registry.versions(conn, LINE))] == ["live", "retired"]
         assert world.conductor.remembered(LINE).keys() == {"new", "second"}
+
+    def test_a_job_is_told_what_the_line_will_remember_if_it_is_promoted_and_nothing_erased(self, world):
+        world.demonstrate(40)
+        promoted(world)
+        learned = world.read(lambda conn: ledger.trained(conn, LINE))
+        gone = learned[0]
+        world.writer.submit(lambda conn: ledger.forget(conn, world.folder, [gone.interaction_id])).result()
+        world.demonstrate(40, slice="second")
+        world.until(lambda w: w.job.id == "desk-job2" and w.job.state is jobs.State.RUNNING)
+        folder = world.folder / "jobs" / "desk-job2"
+        plan = map(json.loads, (folder / "examples.jsonl").read_text().splitlines())
+        fresh = {row["id"] for row in plan if (row["source"], row["split"]) == ("fresh", "train")}
+        kept = json.loads((folder / "spec.json").read_text())["kept"]
+        assert set(kept) == {e.id for e in learned} - {gone.id} | fresh
+
+    def test_opinions_go_with_the_job_and_are_consumed_or_given_back_with_its_examples(self, make):
+        chosen = {"thumbs": ["thumb"], "corrections": True, "min_items": 20, "min_minority": 5}
+        world = make({"lines": {LINE: {**QUICK["lines"][LINE], "learning": {"preferences": chosen}}}})
+        waiting = lambda: world.read(lambda conn: opinions.counts(conn, LINE, world.settings.wanted(LINE)))  # noqa: E731
+        world.demonstrate(40)
+        world.launcher.outcome = {"candidate": 0.0}
+        world.until(lambda w: w.job is not None and w.job.ended_at is not None)
+        assert waiting() == {"up": 0, "down": 0, "pairs": 0}, "what is fresh again is a pair for the next job"
+        world.quality, world.launcher.outcome = {"desk@v1": 0.9}, {"candidate": 0.8}
+        world.demonstrate(40)
+        promoted(world)
+        said = (world.folder / "jobs" / "desk-job2" / "opinions.jsonl").read_text().splitlines()
+        first = json.loads(said[0])
+        assert len(said) == 80
+        assert (first["good"], first["bad"]) == (f"label of {first['id'][2:]}", "an answer")
+        queued = [event.body["opinions"] for event in world.events if event.kind == "job_queued"]
+        assert queued == [{"correction": 40}, {"correction": 80}]
+        assert waiting() == {"up": 0, "down": 0, "pairs": 0, "trained": 80}
+
+    def test_each_version_keeps_the_matrix_of_those_before_it(self, world):
+        world.demonstrate(40)
+        promoted(world)
+        world.launcher.outcome = {"champion": 0.8, "candidate": 0.9, "older": {"old": (0.8, 0.75)}}
+        world.demonstrate(40)
+        promoted(world, "desk@v2")
+        first, second = (v.gate["matrix"]["exact"] for v in reversed(world.read(lambda conn: registry.versions(conn, LINE))))
+        assert (first["versions"], first["slices"], first["scores"]) == (["desk@v1"], ["new"], [[pytest.approx(0.8)]])
+        assert (second["versions"], second["slices"]) == (["desk@v1", "desk@v2"], ["new", "old"])
+        assert second["scores"][1] == [pytest.approx(0.9), pytest.approx(0.75)]
+        assert second["transfer"]["backward"] == pytest.approx(0.1)
+
+    def test_a_golden_suite_goes_with_the_job_and_each_verdict_counts_a_look(self, make, tmp_path):
+        row = {"messages": [{"role": "user", "content": "Where is my bag?"}], "reply": "On its way.", "must_pass": True}
+        file = tmp_path / "core.ndjson"
+        file.write_text(json.dumps(row))
+        world = make({"lines": {LINE: {**QUICK["lines"][LINE], "suites": {"core": file}}}})
+        for looks in (1, 2):
+            world.demonstrate(40)
+            world.launcher.outcome = {"candidate": 0.0, "suites": {"core": 1.0}}
+            world.until(lambda w, n=looks: w.job is not None and w.job.id.endswith(f"job{n}") and w.job.ended_at is not None)
+            folder = world.folder / "jobs" / world.job.id
+            (golden,) = map(json.loads, (folder / "suites.jsonl").read_text().splitlines())
+            assert golden == {"suite": "core", "id": "1", **row}
+            spec = json.loads((folder / "spec.json").read_text())
+            assert spec["looks"] == {"suite:core": looks, "new": looks}
+            assert set(spec["suites"]) == {"core"}
+            assert world.job.verdict["measured"] == ["suite:core"]
+
+    def test_a_suite_that_is_broken_later_fails_the_job_with_its_reason(self, make, tmp_path):
+        file = tmp_path / "core.ndjson"
+        file.write_text("{half")
+        world = make({"lines": {LINE: {**QUICK["lines"][LINE], "suites": {"core": file}}}})
+        world.demonstrate(40)
+        world.until(lambda w: w.job is not None and w.job.ended_at is not None)
+        assert world.job.state is jobs.State.FAILED
+        assert "core.ndjson:1" in world.job.reason
+        assert world.examples == {"fresh": 40}
 
     def test_the_customers_meet_the_candidate_only_while_it_is_on_trial(self, world):
         world.demonstrate(40)
@@ -124,6 +203,30 @@ class TestFromFeedbackToChampion:
         world.failing = {"desk@v1"}
         world.demonstrate(40)
         assert ended(world, customers=4).reason.startswith("error_burst")
+
+    def test_a_trial_that_loses_units_of_one_arm_is_held_and_never_promoted(self, make):
+        world = make(rules(min_units=100))
+        world.quality = {"desk@v1": 0.8}
+        world.demonstrate(40)
+        store = world._store
+        world._store = lambda asked, said: store(
+            kept := [one for one in asked if one.arm is not Arm.CONTROL or world.random.random() < 0.4],
+            [one for one in said if one.inference_id in {i.id for i in kept}],
+        )
+        world.until(lambda w: w.trial is not None and w.trial.stage is Stage.HOLD, customers=20)
+        assert world.trial.reason.startswith("sample_ratio_mismatch")
+        assert ended(world, steps=60, customers=20, seconds=20).stage is Stage.EXPIRED
+        assert world.champion is None
+
+    def test_an_index_that_expired_is_used_up_even_over_a_crash(self, world):
+        world.demonstrate(40)
+        assert ended(world, steps=60, seconds=20).fdr_index == 1
+        world.crash()
+        world.demonstrate(40)
+        promoted(world, "desk@v2")
+        change = world.read(lambda conn: registry.last_crowning(conn, LINE))
+        assert world.trial.fdr_index == 2
+        assert change.evidence["promote_at"] == pytest.approx(np.log(69.291458))
 
     def test_out_of_time_the_champion_stays(self, world):
         world.demonstrate(40)
@@ -198,6 +301,8 @@ class TestByHand:
         assert world.conductor.promote(LINE).stage is Stage.PROMOTING
         promoted(world, customers=0)
         assert world.examples == {"trained": 40}
+        assert (world.trial.stage, world.trial.has_passed) == (Stage.LIVE, False)
+        assert world.read(lambda conn: trials.promotions(conn, LINE)) == 0
 
     def test_one_that_must_wait_waits(self, make):
         world = make(rules(is_automatic=False))
@@ -207,6 +312,65 @@ class TestByHand:
         assert world.step(customers=10) == [] or world.trial.stage is Stage.WAITING
         world.conductor.promote(LINE)
         promoted(world)
+        assert world.read(lambda conn: trials.promotions(conn, LINE)) == 1
+
+    def test_a_pause_holds_and_a_resume_goes_on_to_the_end(self, world):
+        world.demonstrate(40)
+        world.until(lambda w: w.trial is not None and w.trial.stage is Stage.CANARY)
+        assert world.conductor.steer(LINE, "pause").stage is Stage.HOLD
+        for _ in range(20):
+            world.step(customers=10)
+        held = world.trial.id
+        look = world.read(lambda conn: trials.last_look(conn, held))
+        assert look.log_promote >= look.promote_at
+        assert world.trial.stage is Stage.HOLD  # proven, and still held
+        assert "desk@v1" in {world.ask().version for _ in range(9)}
+        world.crash()
+        world.step()
+        assert world.trial.stage is Stage.HOLD
+        resumed = world.conductor.steer(LINE, "resume")
+        assert (resumed.stage, resumed.step, resumed.weight, resumed.fdr_index) == (Stage.CANARY, 0, 0.5, 1)
+        promoted(world)
+
+    def test_a_held_candidate_that_harms_is_rolled_back(self, world):
+        world.failing = {"desk@v1"}
+        world.demonstrate(40)
+        world.until(lambda w: w.trial is not None and w.trial.stage is Stage.CANARY)
+        world.conductor.steer(LINE, "pause")
+        assert ended(world, customers=4).reason.startswith("error_burst")
+
+    def test_abort_beats_promote_until_the_alias_has_moved(self, world):
+        world.demonstrate(40)
+        world.until(lambda w: w.trial is not None and w.trial.stage is Stage.CANARY)
+        world.conductor.promote(LINE)
+        promoting = world.trial
+        assert world.conductor.steer(LINE, "abort").stage is Stage.ROLLING_BACK
+        with pytest.raises(Conflict, match="rolling_back to promoting"):
+            world.conductor.promote(LINE)
+        move = Move(Stage.LIVE, "what a tick had decided before")
+        with pytest.raises(Conflict, match="not promoting any more"):
+            world.read(lambda conn: transitions.advance(conn, promoting, move, world.now))
+        assert ended(world).reason == "operator: abort"
+        assert world.champion is None
+        assert world.examples == {"fresh": 40}
+
+    def test_an_abort_before_traffic_and_one_without_a_trial(self, world):
+        with pytest.raises(Conflict, match="no trial to abort"):
+            world.conductor.steer(LINE, "abort")
+        world.demonstrate(40)
+        world.until(lambda w: w.trial is not None)
+        assert world.conductor.steer(LINE, "abort").stage is Stage.ABORTED
+        with pytest.raises(NotFound):
+            world.conductor.steer("nope", "abort")
+
+    def test_only_a_canary_is_paused_and_only_what_is_held_resumed(self, world):
+        world.demonstrate(40)
+        world.until(lambda w: w.trial is not None)
+        with pytest.raises(Conflict, match="verifying to hold"):
+            world.conductor.steer(LINE, "pause")
+        world.until(lambda w: w.trial.stage is Stage.CANARY)
+        with pytest.raises(Conflict, match="not on hold"):
+            world.conductor.steer(LINE, "resume")
 
     def test_a_rollback_ends_the_trial_first(self, world):
         world.demonstrate(40)
@@ -229,6 +393,18 @@ class TestByHand:
         states = {v.name: v.state for v in world.read(lambda conn: registry.versions(conn, LINE))}
         assert states == {"desk@v1": "rolled_back", "desk@v2": "rolled_back"}
 
+    def test_after_a_rollback_a_job_reads_the_folder_of_the_version_that_is_champion_again(self, world):
+        """Weights, anchor and Fisher of the next job are in the parent's folder: nothing of what was taken back is."""
+        world.demonstrate(40)
+        promoted(world)
+        world.demonstrate(40, slice="second")
+        promoted(world, "desk@v2")
+        world.conductor.roll_back(LINE)
+        world.demonstrate(40, slice="third")
+        world.until(lambda w: w.job.id == "desk-job3" and w.job.state is jobs.State.RUNNING)
+        spec = json.loads((world.folder / "jobs" / "desk-job3" / "spec.json").read_text())
+        assert spec["parent"] == str(world.folder / "versions" / "desk" / "v1")
+
     def test_an_old_version_is_proven_before_it_answers(self, world):
         world.demonstrate(40)
         promoted(world)
@@ -238,6 +414,18 @@ class TestByHand:
         promoted(world, customers=0)
         assert world.champion == "desk@v1"
         assert world.examples == {"trained": 40}
+
+    def test_a_version_summoned_beside_a_running_job_is_promoted_and_the_job_ends(self, world):
+        """An emergency: the line must not wait for a job, nor the job for ever on a trial."""
+        world.demonstrate(40)
+        promoted(world)
+        world.conductor.roll_back(LINE)
+        world.demonstrate(40)
+        world.until(lambda w: w.job.id == "desk-job2" and w.job.state is jobs.State.RUNNING)
+        world.conductor.promote(LINE, "desk@v1")
+        world.until(lambda w: w.champion == "desk@v1" and not w.job.is_open)
+        assert world.job.reason.startswith("champion_changed")
+        assert "failed" not in world.kinds()
 
     def test_examples_of_an_expired_version_are_learned_when_it_is_promoted_after_all(self, world):
         world.demonstrate(40)

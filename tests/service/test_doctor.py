@@ -94,10 +94,11 @@ def test_the_processor_s_vectors_are_judged(tmp_path, flags, level):
 
 
 def test_a_gpu_is_missed_only_where_it_is_wanted(tmp_path):
-    assert doctor.gpu(is_wanted=False, devices=tmp_path).level == "ok"
-    assert doctor.gpu(is_wanted=True, devices=tmp_path).level == "fail"
+    assert doctor.gpu(wanted=0, devices=tmp_path).level == "ok"
+    assert doctor.gpu(wanted=1, devices=tmp_path).level == "fail"
     (tmp_path / "nvidia0").touch()
-    assert doctor.gpu(is_wanted=True, devices=tmp_path).found == "1 NVIDIA"
+    assert doctor.gpu(wanted=1, devices=tmp_path) == doctor.Check("gpu", "ok", "1 NVIDIA")
+    assert doctor.gpu(wanted=2, devices=tmp_path).level == "warn"
 
 
 def test_every_finding_that_is_not_well_says_what_to_do(tmp_path):

@@ -3,13 +3,16 @@
 import asyncio
 
 import pytest
-from world import BASE, LINE, validate
+from world import BASE, LINE, QUICK, validate
 
 from replay.records import Arm, Feedback, Interaction
+from replay.shadows import Score, Shadow
+from service.comparing import ShadowReport
 from service.errors import Conflict, NotFound
 from service.keeper import Keeper
 from service.rollout.probe import ProbeResult
 from service.router import ReplicaReport
+from service.settings import Settings
 
 
 class Replica:
@@ -104,6 +107,28 @@ async def test_examples_become_a_version_that_an_operator_promotes(keeper, clock
     assert 'learnd_swap_seconds_count{line="desk"} 1.0' in text
 
 
+async def test_a_replica_tells_of_its_shadows_and_gets_what_to_score(tmp_path, launcher, clock):
+    rollout = {**QUICK["lines"][LINE]["rollout"], "shadow": {"share": 1, "min_pairs": 2}}
+    settings = Settings(data_dir=tmp_path, **{**QUICK, "lines": {LINE: {**QUICK["lines"][LINE], "rollout": rollout}}})
+    keeper = Keeper(settings, BASE, launcher, clock, validate)
+    await keeper.start()
+    replica = Replica(keeper)
+    await demonstrate(keeper, 40)
+    await until(keeper, [replica], lambda line: line["trial"] and line["trial"]["state"] == "shadow")
+    shadow = (await replica.turn()).routes[LINE].shadow
+    await demonstrate(keeper, 1, start=90)
+    done = Shadow("shadow-1", shadow.trial, "i90", "i90", "desk@v1", "r0", "so", 1, clock.now, 0.1)
+    (gold,) = await keeper.shadow(ShadowReport("r0", (done,)))
+    assert (gold.kind, gold.candidate, gold.interaction_id) == ("corrected", "desk@v1", "i90")
+    scores = tuple(Score(gold.trial, gold.interaction_id, gold.kind, -1.0, -1.2) for _ in range(2))
+    assert await keeper.shadow(ShadowReport("r0", (done,), scores)) == []
+    (line,) = [line["trial"] for line in (await keeper.status())["lines"].values()]
+    assert (line["state"], line["shadow"]["pairs"], line["shadow"]["outcomes"]) == ("shadow", 1, {"ok": 1, "failed": 0})
+    assert b'learnd_trial_shadow_replies{line="desk",outcome="ok"} 1.0' in (await keeper.metrics(""))[0]
+    assert b'learnd_trial_units{arm="shadow",line="desk"} 1.0' in (await keeper.metrics(""))[0]
+    await keeper.close()
+
+
 async def test_a_champion_that_no_replica_proves_makes_it_unready(keeper):
     replica = Replica(keeper)
     await demonstrate(keeper, 60)
@@ -164,7 +189,7 @@ async def test_a_tick_that_fails_is_counted_and_the_loop_goes_on(keeper):
     await keeper._storage.close()
     assert await keeper._safely("conductor", keeper.tick) is None
     assert keeper._metrics._serving.failures.labels("conductor")._value.get() >= 1
-    assert not any(loop.done() for loop in keeper._loops)
+    assert not any(loop.done() for loop in keeper._loops[:2])  # the third has no webhook to tell of anything
 
 
 async def test_a_keeper_goes_on_where_the_last_one_was_killed(settings, launcher, clock):

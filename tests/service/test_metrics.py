@@ -25,6 +25,16 @@ STATUS = {
             "buffer": {"airline": 8},
             "jobs": {"running": 1},
             "gates": {"pass": 1},
+            "matrix": {
+                "exact": {
+                    "slices": ["airline", "hotels"],
+                    "scores": [[0.9, None], [0.8, 0.7]],
+                    "transfer": {"average": 0.75, "backward": -0.1, "intransigence": None},
+                }
+            },
+            "quarantine": {"held": {"contradicted": 3}},
+            "drift": {"thumbs_down": 2},
+            "anchor": {"standing": "alarm", "log_evidence": 7.5},
             "job": {"step": 2, "steps": 10, "loss": 0.5, "tokens_per_second": 90.0},
             "trials": {"canary": 1},
             "trial": {
@@ -32,6 +42,7 @@ STATUS = {
                 "units": {"candidate": 3, "control": 4},
                 "log_evidence": {"promote": 1.5, "rollback": -0.5},
                 "thresholds": {"promote": 3.0, "rollback": 4.6},
+                "shadow": {"outcomes": {"ok": 7, "failed": 1}},
             },
         }
     },
@@ -67,9 +78,12 @@ def metrics():
             interaction(error="client_disconnected", latency_seconds=2),
         ]
     )
-    metrics.saw_feedback(feedback(), Receipt("f", FeedbackStatus.PENDING, "i"))
-    metrics.saw_feedback(feedback(), Receipt("f", FeedbackStatus.PENDING, "i", is_repeat=True))
-    metrics.saw_feedback(feedback(), Conflict("no"))
+    outcomes = [
+        Receipt("f", FeedbackStatus.PENDING, "i"),
+        Receipt("f", FeedbackStatus.PENDING, "i", is_repeat=True),
+        Conflict("no"),
+    ]
+    metrics.saw_feedback([feedback()] * 3, outcomes)
     metrics.saw_joined([feedback()], 14.0)
     metrics.saw_commit(12, 0.003)
     metrics.saw_write(0.004)
@@ -115,10 +129,17 @@ def test_the_status_is_shown(metrics):
         'learnd_storage_bytes{place="ledger"} 4096.0',
         'learnd_examples{line="desk",state="fresh"} 4.0',
         'learnd_replay_buffer_examples{line="desk",slice="airline"} 8.0',
+        'learnd_quarantine{line="desk",reason="contradicted",state="held"} 3.0',
+        'learnd_drift_changes{line="desk",signal="thumbs_down"} 2.0',
+        'learnd_anchor_log_evidence{line="desk"} 7.5',
+        'learnd_anchor_alarm{line="desk"} 1.0',
         'learnd_job_loss{line="desk"} 0.5',
+        'learnd_champion_score{line="desk",score="exact",slice="hotels"} 0.7',
+        'learnd_champion_transfer{line="desk",measure="backward",score="exact"} -0.1',
         'learnd_job_eta_seconds{line="desk"} NaN',
         'learnd_trial_weight{line="desk"} 0.25',
         'learnd_trial_log_evidence{bound="promote",line="desk"} 1.5',
+        'learnd_trial_shadow_replies{line="desk",outcome="failed"} 1.0',
         'learnd_adapter_resident{replica="r1",version="desk@v1"} 1.0',
         'learnd_build_info{base="smollm2",version="1.0"} 1.0',
     }

@@ -102,9 +102,3 @@ def test_desired_follows_the_trial(conn):
     assert out.routes["desk"].candidate is None
     assert out.routes["idle"].champion is None
     assert out.versions == ("desk@v1", "desk@v2", "desk@v3")
-
-
-def test_events_are_kept_in_order(conn):
-    registry.tell(conn, 1.0, "desk", "job_queued", {"job": "j"})
-    registry.tell(conn, 2.0, "desk", "promoted", {})
-    assert [(e["kind"], e["at"]) for e in registry.events(conn, "desk")] == [("job_queued", 1.0), ("promoted", 2.0)]

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from fakes import BASE, PROBES, FakeEngine, FakeKeeper, write_version
 
-from service.errors import NotFound, NotReady
+from service.errors import ArtifactInvalid, NotFound, NotReady
 from service.residency import Residency
 from service.router import Route, resolve
 
@@ -19,7 +19,11 @@ class Replica:
         self.folder = folder
         self.engine, self.keeper = FakeEngine(), FakeKeeper()
         self.pauses = []
-        self.residency = Residency(self.engine, self.keeper, "r1", base_name=BASE, pause=self._pause)
+        self.residency = Residency(self.engine, self.keeper, "r1", base_name=BASE, validate=self._validate, pause=self._pause)
+
+    def _validate(self, folder):
+        if (folder / "DAMAGED").exists():
+            raise ArtifactInvalid(f"{folder} was changed")
 
     async def _pause(self, seconds):
         self.pauses.append(seconds)
@@ -58,6 +62,16 @@ class Replica:
 @pytest.fixture
 def replica(tmp_path):
     return Replica(tmp_path)
+
+
+async def test_a_damaged_version_never_reaches_the_engine(replica):
+    one = replica.version(1)
+    (replica.folder / one.name / "DAMAGED").touch()
+    await replica.want(one, champion=one.name)
+    await replica.residency.start()
+    assert replica.verdicts() == {one.name: "artifact_invalid"}
+    assert replica.answers() == BASE
+    assert replica.engine.calls == []
 
 
 async def test_it_starts_with_everything_held_and_proven(replica):

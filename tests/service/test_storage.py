@@ -5,6 +5,7 @@ import pytest
 
 from replay import ledger
 from replay.records import Arm, Feedback, FeedbackStatus, Interaction
+from service import conductor
 from service.errors import Conflict, NotFound, StorageFailed
 from service.metrics import Metrics
 from service.storage import Storage
@@ -17,6 +18,7 @@ SAID = Feedback("f1", "i1", "thumb", True, 100.0, 100.0)
 async def storage(settings, clock):
     storage = Storage(settings, Metrics("1", "base"), clock)
     await storage.open()
+    await storage.do(conductor.create)  # as the keeper does: drift reads jobs
     yield storage
     await storage.close()
 

@@ -134,3 +134,22 @@ def test_responses_are_read_whole_and_in_pieces(kind, finish):
 
 def test_a_failed_response_is_an_error():
     assert whole({"id": "resp_1", "object": "response", "status": "failed", "output": []}).error == "engine_error"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'data: {"choices": [{"index": 0, "delta": {"content": "word"}}]}',
+        b'data:{"choices": [{"index": 0, "delta": {"content": "word"}}]}',
+        b'data: {"choices":\r\ndata: [{"index": 0, "delta": {"content": "word"}}]}',
+        b'id: 7\ndata: {"choices": [{"index": 0, "delta": {"content": "word"}}]}\r',
+    ],
+)
+def test_events_are_read_in_every_form_that_they_may_have(event):
+    tap, passed = stream(event + b"\n\n")
+    assert (tap.text, passed) == ("word", event + b"\n\n")
+
+
+def test_half_a_surrogate_pair_is_no_reason_to_lose_a_piece():
+    tap, _ = stream(b'data: {"choices": [{"index": 0, "delta": {"content": "a\\ud800b"}}]}\n\n' + sse("[DONE]"))
+    assert tap.text == "a\ud800b"

@@ -9,11 +9,13 @@ import random
 from pathlib import Path
 
 from learners.base import BaseModel
-from replay import ledger
-from replay.records import Arm, Feedback, Interaction
+from replay import ledger, opinions, votes
+from replay.records import Feedback, Interaction
+from replay.shadows import Score, Shadow
 from replay.writer import Writer
+from service import comparing, jobs, registry
 from service import conductor as conductors
-from service import jobs, registry
+from service.comparing import ShadowReport
 from service.conductor import Conductor, JobState
 from service.errors import ArtifactInvalid
 from service.rollout import trials
@@ -29,13 +31,21 @@ QUICK = {
         LINE: {
             "trigger": {"min_examples": 40, "cooldown_seconds": 0},
             "gate": {"score": "exact_match", "min_items": 5},
-            "rollout": {"weights": [0.5], "step_min_units": 5, "min_units": 20, "max_seconds": 500, "verify_seconds": 60},
+            "rollout": {
+                "weights": [0.5],
+                "step_min_units": 5,
+                "min_units": 20,
+                "max_seconds": 500,
+                "verify_seconds": 60,
+                "guardrails": {"error": {"kind": "error", "margin": 0.5}},  # shown by twelve pairs without an error
+                "bake": {"holdback": 0},
+            },
         }
     },
 }
 
 
-def write_outcome(folder, *, champion=0.0, candidate=0.8, older=None, items=60):
+def write_outcome(folder, *, champion=0.0, candidate=0.8, older=None, suites=None, items=60):
     """What a job leaves: an artifact and exact-match scores of the three on the new slice, and on older ones."""
 
     def scores(share):
@@ -48,14 +58,15 @@ def write_outcome(folder, *, champion=0.0, candidate=0.8, older=None, items=60):
 
     slices = {"new": measured(True, champion, candidate)}
     slices |= {name: measured(False, *shares) for name, shares in (older or {}).items()}
+    golden = {name: {**measured(False, 1.0, share), "must_pass": [True] * items} for name, share in (suites or {}).items()}
     (folder / "artifact").mkdir(exist_ok=True)
     (folder / "artifact" / "adapter_model.safetensors").write_bytes(folder.name.encode())
-    (folder / "evaluation.json").write_text(json.dumps({"slices": slices}))
+    (folder / "evaluation.json").write_text(json.dumps({"slices": slices, "suites": golden}))
     (folder / "artifact" / "COMPLETE").touch()
 
 
 class FakeLauncher:
-    """Jobs that take one poll; `dies` are the reasons of the deaths to come, `outcome` is what the next one leaves."""
+    """Jobs that take one poll; `dies` are the reasons of the deaths to come, `outcome` is what the next one leaves, perhaps by its folder."""
 
     def __init__(self):
         self.started = []
@@ -78,7 +89,7 @@ class FakeLauncher:
         if self.dies:
             del self.polls[job]
             return JobState("died", self.dies.pop(0))
-        write_outcome(folder, **self.outcome)
+        write_outcome(folder, **(self.outcome(folder) if callable(self.outcome) else self.outcome))
         return JobState("done")
 
 
@@ -97,6 +108,12 @@ class World:
         """Versions whose every reply fails."""
         self.refused = {}
         """Why replicas cannot hold a version, by its name."""
+        self.likes = {}
+        """Nats a token that a version gives to good replies beyond the base's, by its name."""
+        self.says = {}
+        """What versions say in the shadow, by name."""
+        self.mute = set()
+        """Versions whose every shadow fails."""
         self.numbers = dict.fromkeys((f"r{i}" for i in range(replicas)), -1)
         self.events = []
         self._routes = None
@@ -141,10 +158,36 @@ class World:
         """Customers of whom some leave a thumb, up when the reply was good."""
         asked, thumbs = [self._interaction() for _ in range(count)], []
         for one in asked:
-            if one.arm in {Arm.CANDIDATE, Arm.CONTROL} and self.random.random() < self.thumbs:
+            if one.trial is not None and self.random.random() < self.thumbs:
                 is_good = self.random.random() < self.quality.get(one.version, 0.0)
                 thumbs.append(Feedback(f"t-{one.id}", one.id, "thumb", is_good, self.now, self.now))
         self._store(asked, thumbs)
+        if (shadow := self.routes.routes[LINE].shadow) is not None:
+            self._shadow(asked, shadow)
+
+    def _shadow(self, asked, shadow):
+        """The replicas let the candidate answer all of them too, and score what the keeper hands out; all are thumbed up."""
+        says = self.says.get(shadow.version, "so")
+        error = "engine_error" if shadow.version in self.mute else None
+        done = [
+            Shadow(f"shadow-{i.id}", shadow.trial, i.id, i.unit, shadow.version, "r0", says, 1, self.now, 0.1, error)
+            for i in asked
+        ]
+        self._store(asked, [Feedback(f"t-{i.id}", i.id, "thumb", True, self.now, self.now) for i in asked])
+
+        def work(conn):
+            while votes.review(conn, lambda _: None):
+                pass
+            golds, scores = comparing.take(conn, self.settings, ShadowReport("r0", tuple(done)), {"r0"}), ()
+            while golds:
+                scores = tuple(Score(g.trial, g.interaction_id, g.kind, *self._liked(g.candidate)) for g in golds)
+                golds = comparing.take(conn, self.settings, ShadowReport("r0", (), scores), {"r0"})
+
+        self.read(work)
+
+    def _liked(self, candidate):
+        champion = self.routes.routes[LINE].champion or "base"
+        return self.likes.get(candidate, 0.0) - 1, self.likes.get(champion, 0.0) - 1
 
     def _interaction(self, slice="new"):
         """A question as it goes through the route table that the replicas follow."""
@@ -180,7 +223,8 @@ class World:
     def _desired(self):
         def work(conn):
             running = trials.current(conn, LINE)
-            return registry.desired(conn, [LINE], {LINE: running} if running else {}, self.folder / "versions")
+            watched = self.conductor._anchoring.watched(conn)
+            return registry.desired(conn, [LINE], {LINE: running} if running else {}, self.folder / "versions", watched)
 
         return self.read(work)
 
@@ -232,7 +276,7 @@ class World:
 
         def work(conn):
             made = [(v.name, v.state, v.digest, v.parent) for v in registry.versions(conn, LINE)]
-            ended = [(t.id, t.candidate, t.champion, t.stage) for t in trials.of(conn, LINE)]
+            ended = [(t.id, t.candidate, t.champion, t.stage, t.fdr_index, t.has_passed) for t in trials.of(conn, LINE)]
             crowned = [(c.alias, c.source, c.target) for c in registry.history(conn, LINE)]
             done = [(j.id, j.state, j.version, j.cursor, j.examples, j.attempts) for j in jobs.of(conn, LINE)]
             return {
@@ -242,6 +286,7 @@ class World:
                 "jobs": done,
                 "aliases": registry.aliases(conn, LINE),
                 "examples": ledger.counts(conn),
+                "opinions": opinions.counts(conn, LINE, self.settings.wanted(LINE)),
             }
 
         return self.read(work)

@@ -77,6 +77,11 @@ async def test_a_version_goes_live_and_back_by_hand(client, keeper):
     assert version.keys() >= {"name", "number", "state", "parent", "created_at", "slices", "gate", "aliases"}
     (trial,) = (await read(client, f"/api/trials?line={LINE}"))["data"]
     assert "history" in await read(client, f"/api/trials/{trial['id']}")
+    again = (await read(client, f"/api/trials/{trial['id']}/replay"))["data"]
+    assert [one["recorded"].split(":")[0] for one in again] == ["canary", "promoting", "live"]
+    assert all(one["is_same"] and one["is_same_code"] for one in again)
+    assert [one["replayed"] is None for one in again] == [False, True, False]
+    assert (await read(client, "/api/audit")).items() >= {"is_whole": True, "broken": None}.items()
     assert (await client.post(f"/api/lines/{LINE}/rollback")).status_code == 202
     await until(keeper, [replica], lambda line: line["champion"] is None)
     moves = [
@@ -89,6 +94,28 @@ async def test_a_version_goes_live_and_back_by_hand(client, keeper):
     assert len((await read(client, "/api/jobs"))["data"]) == 1
 
 
+async def test_a_trial_is_steered_by_hand_and_its_history_says_so(client, keeper):
+    replica = Replica(keeper)
+    path = f"/api/rollouts/{LINE}"
+    assert await read(client, path) == {"line": LINE, "trial": None, "anchor": None}
+    await demonstrate(keeper, 60)
+    await until(keeper, [replica], lambda line: line["trial"] and line["trial"]["state"] == "canary")
+    for verb, state in (("pause", "hold"), ("resume", "canary"), ("abort", "rolling_back")):
+        done = await client.post(f"{path}/{verb}")
+        assert (done.status_code, done.json()["state"]) == (202, state)
+        assert (await read(client, path))["trial"]["state"] == state
+    await until(keeper, [replica], lambda line: line["trial"] is None)
+    assert (await read(client, path))["trial"]["state"] == "rolled_back"
+    told = [(one["from"], one["to"], one["by"]) for one in reversed((await read(client, f"{path}/history"))["data"])]
+    assert told == [
+        ("verifying", "canary", "auto"),
+        ("canary", "hold", "operator"),
+        ("hold", "canary", "operator"),
+        ("canary", "rolling_back", "operator"),
+        ("rolling_back", "rolled_back", "auto"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "content", "status", "says"),
     [
@@ -97,11 +124,24 @@ async def test_a_version_goes_live_and_back_by_hand(client, keeper):
         ("GET", "/api/jobs?line=desc", b"", 404, "no line 'desc'"),
         ("GET", "/api/jobs/nope", b"", 404, "no job 'nope'"),
         ("GET", "/api/trials/nope", b"", 404, "no trial 'nope'"),
+        ("GET", "/api/trials/nope/replay", b"", 404, "no trial 'nope'"),
         ("POST", "/api/lines/desk/train", b"", 409, "nothing new to learn"),
         ("POST", "/api/lines/desk/promote", b"", 409, "no candidate"),
         ("POST", "/api/lines/desk/promote", b'{"version": "v9"}', 404, "desk@v9"),
         ("POST", "/api/lines/desk/promote", b'{"versoin": "v9"}', 400, "did you mean 'version'"),
         ("POST", "/api/lines/desk/rollback", b'{"version": "other@v1"}', 400, "not a version of 'desk'"),
+        ("GET", "/api/rollouts/desc", b"", 404, "no line 'desc'"),
+        ("GET", "/api/rollouts/desc/history", b"", 404, "no line 'desc'"),
+        ("POST", "/api/rollouts/desc/pause", b"", 404, "no line 'desc'"),
+        ("POST", "/api/rollouts/desk/abort", b"", 409, "no trial to abort"),
+        ("POST", "/api/rollouts/desk/promote", b'{"version": "v9"}', 404, "desk@v9"),
+        ("POST", "/api/rollouts/desk/rollback", b'{"version": "x"}', 400, "not a version"),
+        ("POST", "/api/rollouts/desk/anchor", b"", 409, "holds nothing back"),
+        ("POST", "/api/rollouts/desk/anchor", b'{"version": "best"}', 400, "not a version"),
+        ("POST", "/api/rollouts/desk/anchor", b'{"version": "other@v1"}', 400, "not a version of 'desk'"),
+        ("POST", "/api/rollouts/desc/anchor", b"", 404, "no line 'desc'"),
+        ("POST", "/api/jobs/nope/bisect", b"", 404, "no job 'nope'"),
+        ("POST", "/api/rollouts/desk/explode", b"", 404, "Not Found"),
         ("GET", "/api/nothing", b"", 404, "Not Found"),
         ("DELETE", "/api/status", b"", 405, "Method Not Allowed"),
     ],
@@ -118,11 +158,22 @@ async def test_administration_needs_the_scope_and_metrics_any_key(keeper, settin
         "ops": Key(sha256=hashlib.sha256(b"boss").hexdigest(), scopes=("admin",)),
         "app": Key(sha256=hashlib.sha256(b"s3cret").hexdigest(), scopes=("infer", "feedback")),
     }
-    admin = ["/api/status", "/api/lines", f"/api/lines/{LINE}/versions", "/api/jobs", "/api/trials"]
+    admin = [
+        "/api/status",
+        "/api/lines",
+        f"/api/lines/{LINE}/versions",
+        "/api/jobs",
+        "/api/trials",
+        "/api/audit",
+        f"/api/rollouts/{LINE}",
+        f"/api/quarantine/{LINE}",
+    ]
     async with client_of(keeper, settings.model_copy(update={"keys": keys})) as client:
         for path in (*admin, "/metrics"):
             await read(client, path, 401)
         assert (await client.post(f"/api/lines/{LINE}/train")).status_code == 401
+        assert (await client.post(f"/api/rollouts/{LINE}/abort")).status_code == 401
+        assert (await client.post("/api/quarantine/release", json={"ids": ["f"]})).status_code == 401
         await read(client, "/health")
         client.headers["authorization"] = "Bearer s3cret"
         for path in admin:
@@ -163,3 +214,13 @@ async def test_promtool_likes_the_metrics_of_a_daemon_at_work(client, keeper):
         subprocess.run, ["promtool", "check", "metrics"], input=response.content, capture_output=True, check=False
     )
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")
+
+
+async def test_the_kill_switch(client):
+    assert (await read(client, "/api/switch"))["mode"] == "off"
+    thrown = await client.post("/api/switch", json={"mode": "base_only", "reason": "a complaint"})
+    assert (thrown.status_code, thrown.json()["mode"], thrown.json()["reason"]) == (200, "base_only", "a complaint")
+    assert (await read(client, "/api/status"))["kill_switch"]["thrown"] == "base_only"
+    assert (await client.post("/api/switch", json={"mode": "half"})).status_code == 400
+    await client.post("/api/switch", json={"mode": "off"})
+    assert (await read(client, "/api/switch"))["mode"] == "off"

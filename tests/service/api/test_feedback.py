@@ -6,10 +6,12 @@ import json
 
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect
 
-from replay.records import Arm, Interaction
+from replay.records import Arm, FeedbackStatus, Interaction, Receipt
 from service.api import build
-from service.api.feedback import Intake
+from service.api.auth import Keyring
+from service.api.feedback import AHEAD, FeedbackApi, Intake
 from service.errors import NotFound, StorageFailed
 from service.settings import Feedback as FeedbackSettings
 from service.settings import Http, Key, Metric, Settings
@@ -303,3 +305,73 @@ async def test_who_hangs_up_while_waiting_is_left_out():
     await gate.answers.put(["S"])
     assert (await first, await stays) == ("A", "S")
     assert gate.calls[1:] == [["stays"]]
+
+
+class Body:
+    """A request that gives a stream's body line by line and counts what was taken of it."""
+
+    def __init__(self, lines, error=None):
+        self.lines, self.taken, self.error, self.headers = lines, 0, error, {}
+
+    async def stream(self):
+        for line in self.lines:
+            self.taken += 1
+            yield line
+        if self.error is not None:
+            raise self.error
+
+
+def receipts(items):
+    return [Receipt(item.id, FeedbackStatus.PENDING, item.inference_id) for item in items]
+
+
+async def stream_into(gate, settings, body):
+    """Answer a stream through a gate; what was sent, once it is whole."""
+    sent = []
+
+    async def send(message):
+        sent.append(message.get("body", b""))
+
+    api = FeedbackApi(gate, Keyring(settings), settings, lambda: 100.0)
+    await (await api.give_stream(body))({}, None, send)
+    return [json.loads(line) for line in b"".join(sent).splitlines()]
+
+
+async def test_a_stream_is_read_on_while_it_is_stored_but_not_for_ever(settings):
+    gate, lines = Gate(), [ndjson(say(id=f"f{i}")) for i in range(100)]
+    body = Body(lines)
+    streaming = asyncio.create_task(stream_into(gate, settings, body))
+    await until(lambda: gate.calls)
+    for _ in range(500):
+        await asyncio.sleep(0)
+    assert AHEAD < body.taken <= 2 * AHEAD + 1  # what is being stored, what waits, and one part in hand
+    answered = 0
+    while sum(map(len, gate.calls[:answered])) < len(lines):
+        await until(lambda: gate.calls[answered:])  # noqa: B023 - asked at once
+        await gate.answers.put(receipts(gate.calls[answered]))
+        answered += 1
+    said = await streaming
+    assert [one["line"] for one in said] == list(range(1, 101))
+    assert [one["id"] for one in said] == [f"f{i}" for i in range(100)]
+    assert len(gate.calls) < 30
+
+
+async def test_what_was_read_before_a_hang_up_is_stored(settings):
+    gate = Gate()
+    streaming = asyncio.create_task(
+        stream_into(gate, settings, Body([ndjson(say(id="a")), ndjson(say(id="b"))], ClientDisconnect()))
+    )
+    await until(lambda: gate.calls)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await gate.answers.put(receipts(gate.calls[0]))
+    if len(gate.calls[0]) == 1:
+        await until(lambda: gate.calls[1:])
+        await gate.answers.put(receipts(gate.calls[1]))
+    await streaming
+    assert [item.id for call in gate.calls for item in call] == ["a", "b"]
+
+
+async def test_an_acknowledgement_is_one_line_to_any_reader(client):
+    (said,) = acknowledgements(await client.post("/feedback/stream", content=ndjson(say(id="a\u2028b"))))
+    assert said["id"] == "a\u2028b"

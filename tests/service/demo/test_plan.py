@@ -29,3 +29,8 @@ def test_the_agents_have_time_for_enough_corrections(tmp_path):
 def test_thumbs_come_within_the_metric_s_window(tmp_path):
     settings = Settings(**tomllib.loads(settings_text(tmp_path, 8123)))
     assert Plan().thumb_delay_seconds[1] < settings.feedback.metrics["thumb"].window_seconds
+
+
+def test_the_demo_s_candidates_are_tested_alone(tmp_path):
+    rollout = Settings(**tomllib.loads(settings_text(tmp_path, 8123))).lines[LINE].rollout
+    assert (rollout.multiplicity, rollout.alpha_promote, rollout.weights) == ("per_test", 0.05, (0.5,))

@@ -1,6 +1,9 @@
+import asyncio
+
+import httpx
 import pytest
 
-from service.demo.watch import news, trouble
+from service.demo.watch import Watch, news, trouble
 
 WELL = {"champion": None, "job": {"id": "j1", "state": "running"}, "trial": None, "last_verdict": None}
 
@@ -33,3 +36,35 @@ def test_news_are_what_changed():
     assert news(training, judged) == ["the gate says pass: gain 0.7"]
     assert news(judged, tried) == ["desk@v1 is on trial"]
     assert news(tried, promoted) == ["desk@v1 is promoted: it answers from now on"]
+
+
+def test_the_look_that_ended_a_trial_is_kept():
+    """The open trial shows no evidence over its threshold: at that moment it is promoted and gone from the status."""
+    units, limits = {"candidate": 9, "control": 9}, {"promote": 3.0, "rollback": 4.6}
+    open_trial = {
+        "id": "t1",
+        "state": "canary",
+        "units": units,
+        "thresholds": limits,
+        "log_evidence": {"promote": 2.5, "rollback": -1.0},
+    }
+    ended = {
+        **open_trial,
+        "state": "promoted",
+        "units": {**units, "candidate": 10},
+        "log_evidence": {"promote": 3.1, "rollback": -1.0},
+    }
+    lines = iter([{"trial": open_trial}, {"trial": None}])
+
+    def daemon(request):
+        said = ended if request.url.path == "/api/trials/t1" else {"ready": True, "lines": {"desk": next(lines)}}
+        return httpx.Response(200, json=said)
+
+    async def two_looks():
+        async with httpx.AsyncClient(transport=httpx.MockTransport(daemon), base_url="http://daemon") as http:
+            watch = Watch(http, clock=lambda: 0.0, is_alive=lambda: True)
+            await watch.look()
+            await watch.look()
+            return [look.promote for look in watch.evidence]
+
+    assert asyncio.run(two_looks()) == [2.5, 3.1]

@@ -2,10 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+from vllm.config.lora import LoRAConfig
+from vllm.lora.lora_weights import LoRALayerWeights
+from vllm.lora.peft_helper import PEFTHelper
 
+from learners import adapter
+from learners.encode import encode
 from service.engines.vllm import SPARE_ADAPTERS, SWITCH, VllmEngine, arguments
+from service.errors import InvalidRequest
 from service.settings import Settings
+from tests.learners.conftest import byte_tokenizer
 
 
 @pytest.fixture
@@ -36,8 +45,29 @@ def test_the_settings_reach_vllm(folder):
     assert not args.enable_auto_tool_choice
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_a_cpu_computes_as_it_can_and_a_gpu_as_the_base_says(folder, monkeypatch, precision):
+    monkeypatch.setattr("service.engines.vllm.fastest", lambda: precision)
+    assert parsed(folder, engine={"gpus": 0}).dtype == precision
+    assert parsed(folder, engine={"gpus": 1}).dtype == "auto"
+
+
 def test_adapters_change_layers_and_nothing_else(folder):
     assert parsed(folder).lora_target_modules == ["o_proj", "q_proj", "up_proj"]
+
+
+@pytest.mark.parametrize(("rslora", "scale"), [(False, 2.0), (True, 4.0)])
+def test_vllm_multiplies_by_the_scale_that_an_adapter_was_trained_with(tmp_path, rslora, scale):
+    shape = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = adapter.attach(LlamaForCausalLM(LlamaConfig(**shape)), None, rank=4, alpha=8, dropout=0, seed=0, rslora=rslora)
+    adapter.write(model, tmp_path, "tiny")
+    helper = PEFTHelper.from_local_dir(str(tmp_path), max_position_embeddings=None)
+    helper.validate_legal(LoRAConfig(max_lora_rank=8))
+    layer = LoRALayerWeights.from_config("q_proj", helper)
+    layer.lora_b = torch.ones(8, 4)
+    assert torch.equal(layer.optimize().lora_b, torch.full((8, 4), scale))
+    (trained,) = {module.scaling["default"] for module in adapter._layers(model)}
+    assert trained == scale
 
 
 def test_a_gpu_compiles_and_shares_its_memory(folder):
@@ -67,3 +97,31 @@ def test_threads_are_as_told():
     assert VllmEngine.environment(Settings(engine={"threads": 3}))["OMP_NUM_THREADS"] == "3"
     assert "TORCH_COMPILE_DISABLE" in VllmEngine.environment(Settings())
     assert "TORCH_COMPILE_DISABLE" not in VllmEngine.environment(Settings(engine={"gpus": 1}))
+
+
+class Told(VllmEngine):
+    """The engine with a model that says of each token its place."""
+
+    async def logprobs(self, name, token_ids):
+        self.seen = (name, list(token_ids))
+        return [float(place) for place in range(1, len(token_ids))]
+
+
+@pytest.fixture
+def told():
+    return Told(None, None, byte_tokenizer, 40)
+
+
+async def test_a_reply_is_scored_as_it_would_be_learned(told):
+    asked = [{"role": "user", "content": "hello"}]
+    encoded = encode(byte_tokenizer(), asked, "ok", 40)
+    found = await told.score("desk@v1", asked, "ok")
+    assert told.seen == ("desk@v1", encoded.input_ids)
+    assert found == [float(place) for place in range(len(encoded.input_ids) - 3, len(encoded.input_ids))]  # o, k, the end
+    await told.score(None, [{"role": "user", "content": "x" * 100}], "ok")
+    assert len(told.seen[1]) == 40
+
+
+async def test_what_cannot_be_rendered_is_not_scored(told):
+    with pytest.raises(InvalidRequest, match="cannot be scored"):
+        await told.score(None, [{"role": "user", "content": "hello"}], " ")

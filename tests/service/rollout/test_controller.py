@@ -1,18 +1,31 @@
 """Each rule of a trial, one look at a time."""
 
+import json
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from replay.ledger import UnitOutcome
 from replay.records import Arm
+from service.rollout import verdicts
 from service.rollout.controller import Look, judge, reward
 from service.rollout.probe import ProbeResult
 from service.rollout.stages import Stage, Trial
 from service.router import ReplicaReport
-from service.settings import Metric, Rollout
+from service.settings import Bake, Guardrail, Metric, Rollout
 
-POLICY = Rollout(weights=(0.1, 0.5), step_min_units=10, min_units=30, max_seconds=1000, max_units=500, verify_seconds=60)
+POLICY = Rollout(
+    weights=(0.1, 0.5),
+    step_min_units=10,
+    min_units=30,
+    max_seconds=1000,
+    max_units=500,
+    verify_seconds=60,
+    guardrails={},
+    bake=Bake(holdback=0),
+)
 GOOD = ProbeResult(ok=True)
 
 
@@ -70,6 +83,57 @@ class TestVerifying:
         assert moved(trial(Stage.VERIFYING, is_operator=True), look()).to is Stage.PROMOTING
 
 
+class TestLevel:
+    def test_a_candidate_alone_is_tested_at_its_own_alpha_when_told_so(self):
+        alone = trial(policy=POLICY.model_copy(update={"multiplicity": "per_test"}), fdr_index=9)
+        assert judge(alone, look()).evidence.promote_at == pytest.approx(math.log(20))
+
+    def test_the_first_of_a_stream_needs_little_more_and_each_promotion_helps_the_next(self):
+        asked = [judge(trial(fdr_index=t), look(promotions=r)).evidence.promote_at for t, r in ((1, 0), (2, 1), (2, 0))]
+        assert np.exp(asked) == pytest.approx([22.857657, 34.645729, 69.291458])
+
+    def test_never_more_than_alpha_promote(self):
+        strict = POLICY.model_copy(update={"alpha_promote": 0.001})
+        assert judge(trial(policy=strict, fdr_index=1), look()).evidence.promote_at == pytest.approx(math.log(1000))
+
+    def test_what_suffices_alone_may_not_suffice_in_a_stream(self):
+        enough = look(outcomes=units([1.0] * 30 + [0.0] * 6, [0.0] * 30 + [1.0] * 6), promotions=0)
+        assert moved(trial(step=1, fdr_index=1), enough).to is Stage.PROMOTING
+        assert moved(trial(step=1, fdr_index=200), enough) is None
+
+
+class TestSuperiority:
+    """Not worse is not enough where better is asked for."""
+
+    SUPERIOR = POLICY.model_copy(update={"mode": "superiority"})
+    ENOUGH = units([1.0, 0.0] * 200, [0.0, 1.0] * 200)
+
+    def test_an_equal_candidate_passes_as_not_worse_and_not_as_better(self):
+        wide = POLICY.model_copy(update={"margin": 0.3})
+        seen = look(outcomes=self.ENOUGH)
+        assert moved(trial(policy=wide, step=1), seen).reason.startswith("non_inferior")
+        both = wide.model_copy(update={"mode": "superiority"})
+        assert moved(trial(policy=both, step=1), seen) is None
+        assert judge(trial(policy=both, step=1), seen).evidence.promote["quality"] <= 0
+
+    def test_a_better_one_passes_as_better(self):
+        said = moved(trial(policy=self.SUPERIOR), look(outcomes=BETTER))
+        assert (said.to, said.reason.split(":")[0]) == (Stage.PROMOTING, "superior")
+
+    def test_a_guardrail_keeps_its_margin(self):
+        guarded = self.SUPERIOR.model_copy(update={"guardrails": {"error": Guardrail(kind="error", margin=0.3)}})
+        fine = tuple(replace(unit, losses={"error": 0.0}) for unit in BETTER)
+        evidence = judge(trial(policy=guarded), look(outcomes=fine)).evidence
+        assert evidence.promote["error"] > 3  # equal to the control's, which is within its margin
+
+    def test_worse_is_rolled_back_as_ever(self):
+        assert moved(trial(policy=self.SUPERIOR), look(outcomes=WORSE)).to is Stage.ROLLING_BACK
+
+    def test_its_verdict_is_decided_the_same_again(self):
+        said = judge(trial(policy=self.SUPERIOR), look(outcomes=BETTER))
+        assert verdicts.replay(json.loads(json.dumps(verdicts.record(trial(policy=self.SUPERIOR), said.move, said)))).is_same
+
+
 class TestCanary:
     def test_a_better_candidate_is_promoted_with_its_evidence(self):
         said = judge(trial(), look(outcomes=BETTER))
@@ -97,7 +161,8 @@ class TestCanary:
     def test_no_evidence_never_promotes_and_ends_as_expired(self):
         assert moved(trial(step=1), look()) is None
         assert moved(trial(step=1), look(now=1001.0)).to is Stage.EXPIRED
-        assert moved(trial(step=1), look(outcomes=units([0.5] * 500, []))).reason.startswith("max_units")
+        undecided = units([1.0, 0.0] * 250, [0.55, 0.5] * 250)
+        assert moved(trial(step=1), look(outcomes=undecided)).reason.startswith("max_units")
 
     def test_equal_arms_step_up_one_weight_at_a_time(self):
         said = moved(trial(), look(outcomes=SAME))
@@ -133,7 +198,60 @@ class TestCanary:
         assert judge(trial(step=1), look(outcomes=SAME, last=narrow)).evidence.difference == (-0.01, 0.01)
 
 
-@pytest.mark.parametrize("stage", [Stage.VERIFYING, Stage.CANARY, Stage.WAITING, Stage.PROMOTING])
+def test_a_rollback_waits_for_those_who_have_the_candidate_not_for_one_that_another_line_keeps_behind():
+    behind = replica("r2", number=-1, probe=None)
+    assert moved(trial(Stage.ROLLING_BACK), look(replicas=(replica(), behind))).to is Stage.ROLLED_BACK
+    assert moved(trial(Stage.ROLLING_BACK), look(replicas=(replica(), replica("r2", number=4)))) is None
+
+
+LOPSIDED = units([1.0] * 120, [0.0] * 40)
+
+
+class TestHold:
+    def test_arms_of_unequal_size_hold_it_whatever_speaks_for_it(self):
+        said = judge(trial(fdr_index=1), look(outcomes=LOPSIDED, now=120.0))
+        assert said.evidence.log_promote >= said.evidence.promote_at
+        assert said.evidence.log_mismatch >= said.evidence.mismatch_at
+        assert (said.move.to, said.move.reason) == (Stage.HOLD, "sample_ratio_mismatch: 120 : 40 units in arms of equal size")
+
+    def test_units_count_as_soon_as_they_were_assigned(self):
+        waiting = tuple(replace(unit, is_matured=False, reward=None) for unit in LOPSIDED)
+        assert moved(trial(), look(outcomes=waiting)).to is Stage.HOLD
+
+    def test_an_arm_that_answers_slowly_is_waited_for(self):
+        """All control units of the last seconds are in flight: dealt as designed, they only show later."""
+        asked = [replace(unit, asked_at=unit.first_at, is_matured=False, reward=None) for unit in units([1.0] * 60, [0.0] * 60)]
+        seen = tuple(replace(u, first_at=u.asked_at + 50) if u.arm is Arm.CONTROL else u for u in asked)
+        early = tuple(u for u in seen if u.first_at <= 45)
+        assert {u.arm for u in early} == {Arm.CANDIDATE}
+        assert moved(trial(), look(outcomes=early, window_seconds=60, now=45.0)) is None
+        assert moved(trial(), look(outcomes=seen, window_seconds=60, now=120.0)) is None
+        assert moved(trial(), look(outcomes=early, window_seconds=60, now=120.0)).to is Stage.HOLD  # they never came
+
+    def test_a_stricter_policy_needs_more(self):
+        patient = POLICY.model_copy(update={"alpha_mismatch": 1e-12})
+        assert moved(trial(policy=patient), look(outcomes=LOPSIDED)).to is Stage.PROMOTING
+
+    def test_held_it_goes_nowhere_forward_however_good_it_is(self):
+        assert moved(trial(Stage.HOLD), look(outcomes=BETTER)) is None
+        assert moved(trial(Stage.HOLD), look(outcomes=SAME)) is None
+
+    def test_held_it_is_still_rolled_back_and_still_expires(self):
+        assert moved(trial(Stage.HOLD), look(outcomes=WORSE)).reason.startswith("harmed")
+        assert moved(trial(Stage.HOLD), look(failures=5)).reason.startswith("error_burst")
+        assert moved(trial(Stage.HOLD), look(outcomes=BETTER, now=1001.0)).to is Stage.EXPIRED
+
+    def test_harm_wins_over_a_hold(self):
+        assert moved(trial(), look(outcomes=units([0.0] * 120, [1.0] * 40))).to is Stage.ROLLING_BACK
+
+    def test_what_a_person_has_answered_for_is_not_held_against_it_again(self):
+        resumed = trial(steps=(0.0, 200.0), trusted_step=2, step=1)
+        assert moved(resumed, look(outcomes=LOPSIDED, now=300.0)).to is Stage.PROMOTING
+        again = LOPSIDED + units([1.0] * 120, [0.0] * 40, start=200)
+        assert moved(resumed, look(outcomes=again, now=400.0)).reason.startswith("sample_ratio_mismatch: 120 : 40")
+
+
+@pytest.mark.parametrize("stage", [Stage.VERIFYING, Stage.CANARY, Stage.HOLD, Stage.WAITING, Stage.PROMOTING])
 def test_a_champion_that_changed_ends_the_comparison(stage):
     assert moved(trial(stage), look(champion="desk@v7", outcomes=BETTER)).to is Stage.ABORTED
 

@@ -21,14 +21,15 @@ def test_every_stage_has_its_row():
     assert set(TRANSITIONS) == set(Stage)
 
 
-@pytest.mark.parametrize("stage", [Stage.CANARY, Stage.WAITING, Stage.PROMOTING])
+@pytest.mark.parametrize("stage", [Stage.CANARY, Stage.HOLD, Stage.WAITING, Stage.PROMOTING, Stage.BAKE])
 def test_whatever_has_traffic_can_be_rolled_back(stage):
     assert stage.has_traffic
     assert Stage.ROLLING_BACK in TRANSITIONS[stage]
 
 
-def test_only_promoting_leads_to_live():
-    assert [stage for stage in Stage if Stage.LIVE in TRANSITIONS[stage]] == [Stage.PROMOTING]
+def test_only_promoting_leads_to_a_new_champion():
+    assert [stage for stage in Stage if Stage.LIVE in TRANSITIONS[stage]] == [Stage.PROMOTING, Stage.BAKE]
+    assert [stage for stage in Stage if Stage.BAKE in TRANSITIONS[stage]] == [Stage.PROMOTING]
 
 
 def test_ends_are_ends_and_are_reached():
@@ -53,4 +54,5 @@ def test_illegal_moves_are_refused():
 def test_weight_is_zero_but_in_traffic():
     for stage in Stage:
         trial = Trial("t", "desk", "desk@v2", "desk@v1", Rollout(weights=(0.1, 0.5)), 0.0, stage=stage, step=1)
-        assert trial.weight == (0.5 if stage.has_traffic else 0.0)
+        held_back = trial.policy.bake.holdback
+        assert trial.weight == (held_back if stage is Stage.BAKE else 0.5 if stage.has_traffic else 0.0)

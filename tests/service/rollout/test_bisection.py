@@ -1,0 +1,212 @@
+"""Which of the new examples did harm: the search by itself, then on the way through jobs, gate and quarantine."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from replay import ledger, quarantine
+from replay.guard import Guard
+from replay.records import Feedback
+from service import audit, bisecting, registry, status
+from service.errors import Conflict, NotFound
+from service.jobs import State
+from service.rollout import bisection
+from service.rollout.bisection import End, Search, proceed
+from tests.service.world import LINE, QUICK, World
+
+IDS = tuple(f"e{i}" for i in range(64))
+
+
+def run(loses, suspects=IDS, jobs=100, step=proceed):
+    """Search with an oracle that says whether a group loses the slice: the end, and the jobs that it took."""
+    found, used = bisection.check(bisection.begin(suspects, jobs)), 0
+    while isinstance(found, Search):
+        used += 1
+        found = step(found, "loses" if loses(found.half) else "keeps")
+    return found, used
+
+
+def trusting(search, outcome):
+    """The wrong variant, which saves a job: what the first half does not do, the second must."""
+    if outcome == "keeps" and not search.is_second:
+        half = search.suspects[len(search.suspects) // 2 :]
+        return bisection.check(Search(half, search.asked, search.jobs_left - 1))
+    return proceed(search, outcome)
+
+
+groups = st.sets(st.sampled_from(IDS), min_size=1, max_size=5)
+
+
+class TestSearch:
+    @given(st.integers(2, 64), st.data())
+    def test_one_harmful_example_is_named_by_two_jobs_for_each_halving(self, count, data):
+        suspects, harmful = IDS[:count], data.draw(st.sampled_from(IDS[:count]))
+        found, used = run(lambda half: harmful in half, suspects)
+        assert used <= 2 * math.ceil(math.log2(count))
+        assert found.named == ((harmful,) if count >= bisection.NARROW else ())
+
+    @given(groups)
+    def test_of_several_that_each_do_it_one_is_named(self, harmful):
+        found, _ = run(lambda half: bool(harmful & set(half)))
+        assert len(found.named) == 1
+        assert set(found.named) <= harmful
+
+    @given(groups)
+    def test_whatever_is_named_loses_the_slice_by_itself(self, harmful):
+        """Also where it takes all of them together, which no half may have."""
+        found, _ = run(lambda half: harmful <= set(half))
+        assert not found.named or harmful <= set(found.named)
+
+    def test_the_variant_that_trusts_accuses_the_innocent(self):
+        harmful = {IDS[0], IDS[63]}
+        assert run(lambda half: harmful <= set(half))[0] == End(
+            "not_found", (), "64 of 64 examples lose the slice: neither half of them does it alone"
+        )
+        accused, _ = run(lambda half: harmful <= set(half), step=trusting)
+        assert accused.named
+        assert not harmful <= set(accused.named)
+
+    @given(groups, st.integers(1, 12))
+    def test_it_never_takes_more_jobs_than_it_has(self, harmful, jobs):
+        found, used = run(lambda half: bool(harmful & set(half)), jobs=jobs)
+        assert used <= jobs
+        assert not found.named or len(found.named) * bisection.NARROW <= len(IDS)
+
+    def test_a_job_without_a_verdict_ends_it(self):
+        assert proceed(bisection.begin(IDS, 9), "unknown").outcome == "not_found"
+        narrow = Search(IDS[:4], 64, 9)
+        assert proceed(narrow, "unknown").named == IDS[:4]  # known to lose it from before
+
+    def test_it_is_stored_and_read_back(self):
+        search = Search(IDS[:5], 64, 3, is_second=True)
+        assert Search.from_json(json.loads(json.dumps(search.to_json()))) == search
+        assert search.half == IDS[2:5]
+
+    def test_a_verdict_names_the_worst_slice_that_was_lost(self):
+        kept = {"name": "a", "must": "not_lose", "outcome": "pass", "low": -0.9}
+        lost = [{"name": n, "must": "not_lose", "outcome": "fail", "low": low} for n, low in (("b", -0.2), ("c", -0.5))]
+        gain = {"name": "new", "must": "gain", "outcome": "fail", "low": -1.0}
+        assert bisection.lost({"findings": [kept, gain, *lost]}) == "c"
+        assert bisection.lost({"findings": [kept, gain]}) is bisection.lost(None) is None
+        assert bisection.outcome_of({"findings": [kept, *lost]}, "b") == "loses"
+        assert bisection.outcome_of({"findings": [kept, gain]}, "b") == "keeps"
+        assert bisection.outcome_of(None, "b") == "unknown"
+
+
+class Guarded(World):
+    """A world whose line has a guard, and one correction that undoes an older slice."""
+
+    poison = "label of i7"
+
+    def demonstrate(self, count, slice="new"):
+        asked = [self._interaction(slice) for _ in range(count)]
+        said = [Feedback(f"d-{i.id}", i.id, "demonstration", f"label of {i.id}", self.now, self.now) for i in asked]
+        self.read(lambda conn: [ledger.record(conn, asked), ledger.give_all(conn, said, guards=lambda _: Guard())])
+
+    def outcome_of(self, folder):
+        """The job loses the older slice if it was trained on the poison."""
+        rows = [json.loads(row) for row in (folder / "examples.jsonl").read_text().splitlines()]
+        trained = {row["reply"] for row in rows if row["split"] == "train"}
+        return {"older": {"old": (1.0, 0.0 if self.poison in trained else 1.0)}}
+
+    def search(self):
+        return self.read(lambda conn: bisecting.last(conn, LINE))
+
+    def poisoned(self):
+        """The id of the harmful example, and of its feedback."""
+        (found,) = (e for e in self.read(lambda conn: ledger.fresh(conn, LINE)) if e.reply == self.poison)
+        return found.id, found.feedback_id
+
+
+def world_of(folder, count=24, **gate):
+    settings = {**QUICK["lines"][LINE], "trigger": {"min_examples": count, "cooldown_seconds": 0}}
+    world = Guarded(folder, {"lines": {LINE: {**settings, "gate": {**settings["gate"], **gate}}}}, replicas=1)
+    world.outcome = world.launcher.outcome = world.outcome_of
+    world.demonstrate(count)
+    train = [e.reply for e in world.read(lambda conn: ledger.fresh(conn, LINE)) if e.split.value == "train"]
+    world.poison = train[len(train) // 3]
+    return world
+
+
+def ended(world):
+    return world.search() is not None and world.search()["ended_at"] is not None
+
+
+@pytest.fixture
+def world(tmp_path):
+    world = world_of(tmp_path, bisect=True)
+    yield world
+    world.writer.close()
+
+
+class TestOnTheWay:
+    def test_a_harmful_example_is_found_held_and_the_rest_is_learned(self, world):
+        known, said = world.poisoned()
+        world.until(ended)
+        found = world.search()
+        assert (found["job"], found["slice"], found["outcome"], found["named"]) == ("desk-job1", "old", "found", [known])
+        assert world.read(lambda conn: registry.versions(conn, LINE)) == []
+        case = world.read(lambda conn: quarantine.case(conn, said))
+        assert (case.state, case.reason) == ("held", "harmful")
+        assert world.examples == {"fresh": 23}
+        assert world.step() == []  # by itself it does not learn again what was tried
+        assert world.conductor.train(LINE).examples == 23
+        world.until(lambda w: w.trial is not None)
+        steps = [one["body"]["does"] for one in world.read(lambda conn: audit.events(conn, LINE, "bisected"))]
+        assert steps[0] == "begin"
+        assert steps[-1] == "end"
+        assert 4 <= steps.count("try") <= 10
+        shown = world.read(lambda conn: status.stored(conn, world.settings, world.now))["lines"][LINE]["bisection"]
+        assert json.loads(json.dumps(shown)) == shown
+
+    def test_meanwhile_nothing_else_takes_the_examples(self, world):
+        world.until(lambda w: w.search() is not None)
+        with pytest.raises(Conflict):
+            world.conductor.train(LINE)
+        world.demonstrate(30)
+        world.until(ended)
+        assert {job.trigger for job in world.read(lambda conn: bisecting.jobs.of(conn, LINE))} == {"examples", "bisect"}
+
+    def test_nothing_is_searched_unless_that_is_asked_for(self, tmp_path):
+        world = world_of(tmp_path)
+        known, _ = world.poisoned()
+        world.until(lambda w: w.job is not None and w.job.state is State.REJECTED)
+        for _ in range(3):
+            world.step()
+        assert world.search() is None
+        with pytest.raises(NotFound):
+            world.conductor.bisect("desk-job9")
+        assert world.conductor.bisect("desk-job1")["slice"] == "old"
+        with pytest.raises(Conflict, match="already"):
+            world.conductor.bisect("desk-job1")
+        world.until(ended)
+        assert world.search()["named"] == [known]
+        with pytest.raises(Conflict, match="nothing to search"):
+            world.conductor.bisect(world.job.id)  # a job of the search
+        world.writer.close()
+
+    def test_out_of_jobs_it_accuses_nobody(self, tmp_path):
+        world = world_of(tmp_path, bisect=True, bisect_jobs=1)
+        world.until(ended)
+        assert (world.search()["outcome"], world.search()["named"]) == ("not_found", [])
+        assert world.examples == {"fresh": 24}
+        world.writer.close()
+
+    def test_a_job_that_dies_for_good_ends_it(self, world):
+        world.until(lambda w: w.search() is not None and w.search()["probe"])
+        world.launcher.dies = ["out of memory"] * 5
+        world.until(ended)
+        assert "no verdict" in world.search()["reason"]
+        assert world.examples == {"fresh": 24}
+
+    def test_what_a_person_released_stays(self, world):
+        known, said = world.poisoned()
+        world.until(lambda w: w.search() is not None)
+        world.read(lambda conn: conn.execute(quarantine.update(quarantine.vetted).values(state="released")))
+        world.until(ended)
+        assert world.search()["named"] == [known]
+        assert world.read(lambda conn: quarantine.case(conn, said)).state == "released"
+        assert world.examples == {"fresh": 24}

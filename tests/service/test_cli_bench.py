@@ -1,0 +1,54 @@
+"""`learnd bench`: what it lists, what it runs, what it says when there is nothing to run."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from service import cli, cli_bench
+
+REAL = Path(__file__).parent.parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_bench, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def learnd(*arguments):
+    return CliRunner().invoke(cli.app, ["bench", *arguments])
+
+
+def test_it_lists_the_scripts_with_their_first_lines(folder):
+    (folder / "speed.py").write_text('"""How fast it is.\n\nMore words.\n"""\n')
+    (folder / "_shared.py").write_text('"""No benchmark."""\n')
+    assert learnd().stdout.split("\n") == ["speed        How fast it is.", ""]
+
+
+def test_the_flags_and_the_exit_status_are_the_script_s(folder):
+    (folder / "speed.py").write_text(
+        '"""x"""\nimport pathlib, sys\npathlib.Path(sys.argv[-1]).write_text(repr(sys.argv[1:]))\nsys.exit(3)\n'
+    )
+    said = folder / "said"
+    assert learnd("speed", "--quick", "--out", str(said)).exit_code == 3
+    assert ast.literal_eval(said.read_text()) == ["--quick", "--out", str(said)]
+
+
+def test_an_unknown_name_is_told_what_there_is(folder):
+    (folder / "speed.py").write_text('"""x"""\n')
+    told = learnd("sped")
+    assert told.exit_code == 2
+    assert "speed" in told.output
+
+
+def test_an_installed_package_has_none(folder):
+    told = learnd()
+    assert told.exit_code == 2
+    assert "clone" in told.output
+
+
+def test_every_script_says_what_it_is():
+    for path in REAL.glob("[!_]*.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())).splitlines()[0].endswith(".")
