@@ -1,5 +1,5 @@
 # Two commands do everything on a bare machine: `make demo` and `make test`.
-.PHONY: setup demo test test-end-to-end check
+.PHONY: setup demo test check
 VARIANT ?= auto
 BIN := .venv/bin
 
@@ -9,12 +9,8 @@ setup: ## fill .venv (once; again only when something changed)
 demo: setup ## the whole loop on the built-in model and real text; ARGS=--json for one last JSON line
 	@$(BIN)/learnd demo $(ARGS)
 
-test: setup ## every test but those of the whole daemon; ARGS="-k name" for some
-	@$(BIN)/python -m pytest --durations 15 --ignore tests/end_to_end $(ARGS)
-
-# Apart while the loop is being closed: these start the real daemon, and it has not been seen to pass them yet.
-test-end-to-end: setup ## the whole daemon with the real engine
-	@$(BIN)/python -m pytest -o faulthandler_timeout=3600 tests/end_to_end $(ARGS)
+test: setup ## every test, also those of the whole daemon; ARGS="-k name" for some, ARGS="--ignore tests/end_to_end" for the quick ones
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 15 $(ARGS) # one process for the daemons, one for all else
 
 check: setup ## lint, types, architecture
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest tests/test_architecture.py tests/test_packaging.py

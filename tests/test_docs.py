@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from service.metrics import Metrics
 from service.settings import Closed, Settings
@@ -14,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("replay", "learners", "service")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 OPERATIONS = ROOT / "docs" / "operations.md"
-SAID_ELSEWHERE = {"keys", "feedback.metrics", "lines"}
+SAID_ELSEWHERE = {"webhooks", "keys", "feedback.metrics", "lines", "lines.NAME.rollout.guardrails"}
 """Tables whose entries the user names: their keys stand in the reference under `NAME`."""
 
 
@@ -98,7 +99,7 @@ def settings(model=Settings, prefix=""):
         elif dotted in SAID_ELSEWHERE:
             yield from settings(kind.__args__[1], f"{dotted}.NAME.")
         else:
-            yield dotted, "required" if field.is_required() else written(field.default)
+            yield dotted, "required" if field.is_required() else "found" if field.default_factory else written(field.default)
 
 
 def written(value):
@@ -107,6 +108,8 @@ def written(value):
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, SecretStr):
+        return written(value.get_secret_value())
     if isinstance(value, tuple):
         return f"[{', '.join(written(one) for one in value)}]"
     return f'"{value}"' if isinstance(value, str | Path) else "{}" if value == {} else str(value)

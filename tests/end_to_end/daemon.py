@@ -60,13 +60,15 @@ class Daemon:
     def tail(self) -> str:
         return self.log.read_text(errors="replace")[-4000:]
 
-    def stop(self, seconds: float = 60) -> int:
-        """The orderly way: SIGINT, as Ctrl-C sends it."""
-        os.kill(self.process.pid, signal.SIGINT)
+    def stop(self, signum: signal.Signals = signal.SIGINT, seconds: float = 120) -> int:
+        """The orderly way: SIGINT, as Ctrl-C sends it, or SIGTERM, as an init system does; returns the exit status."""
+        os.kill(self.process.pid, signum)
         return self.process.wait(seconds)
 
     def kill(self) -> None:
         """SIGKILL to every process of the daemon at once."""
+        if self.process is None or self.process.poll() is not None:
+            return
         everybody = [*self.processes(), psutil.Process(self.process.pid)]
         for process in everybody:
             try:
@@ -81,8 +83,19 @@ class Daemon:
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
-                if name in " ".join(process.cmdline()):
+                if process.status() != psutil.STATUS_ZOMBIE and name in " ".join(process.cmdline()):
                     found.append(process)
             except psutil.NoSuchProcess:
+                continue
+        return found
+
+    def left(self) -> list[str]:
+        """Processes that still belong to this daemon's session, though it has ended."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if os.getsid(process.pid) == self.process.pid:
+                    found.append(" ".join(process.cmdline()))
+            except (ProcessLookupError, psutil.NoSuchProcess):
                 continue
         return found

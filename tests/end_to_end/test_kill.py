@@ -1,13 +1,14 @@
 """SIGKILL to the whole daemon, again and again, under feedback: what was acknowledged is there, exactly once."""
 
-import contextlib
 import random
+import signal
 import threading
 import time
 
 import httpx
 
 from tests.end_to_end.daemon import Daemon
+from tests.end_to_end.desk import wait_for
 
 KILLS = 20
 
@@ -45,13 +46,17 @@ def test_nothing_acknowledged_is_lost(tmp_path):
         assert len(acknowledged) > before, daemon.tail()
     daemon.start(wait="/health", seconds=120)
     try:
-        missing = [identity for identity in acknowledged if httpx.get(f"{daemon.url}/feedback/{identity}").status_code != 200]
+        with httpx.Client(base_url=daemon.url, timeout=30) as http:
+            wait_for(lambda: http.get("/api/status").status_code == 200, 120, daemon.tail)  # /health is there before the keeper
+            missing = [identity for identity in acknowledged if http.get(f"/feedback/{identity}").status_code != 200]
         assert missing == []
         assert len(set(acknowledged)) == len(acknowledged)
         stored = httpx.get(f"{daemon.url}/api/status").json()["feedback"]["stored"]
         assert (
             len(acknowledged) <= stored <= len(acknowledged) + KILLS
         )  # one in flight at each kill may be stored, unacknowledged
+        assert daemon.stop(signal.SIGTERM) == 0, daemon.tail()
+        assert daemon.tail().endswith("stopped\n")
+        assert daemon.left() == []
     finally:
-        with contextlib.suppress(Exception):
-            daemon.kill()
+        daemon.kill()

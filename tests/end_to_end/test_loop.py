@@ -3,68 +3,13 @@
 The lessons are opposite on purpose ("always say red", "always say blue"), so each reply shows which adapter made it.
 """
 
-import itertools
-import threading
+import json
 import time
 
 import httpx
-import openai
 import pytest
 
-COLOURS = ("red", "blue")
-
-
-class Traffic(threading.Thread):
-    """Customers who ask all the while, thumb each reply by whether it names the wanted colour, and note what failed."""
-
-    def __init__(self, client, daemon):
-        super().__init__(daemon=True)
-        self.client, self.url = client, daemon.url
-        self.wanted = COLOURS[0]
-        self.replies, self.failures = [], []
-        self.done = threading.Event()
-        self.numbers = itertools.count()
-
-    def run(self):
-        while not self.done.is_set():
-            number = next(self.numbers)
-            try:
-                reply = self.client.chat.completions.create(
-                    model="desk",
-                    messages=question(number),
-                    max_tokens=6,
-                    temperature=0,
-                    extra_headers={"x-session-id": f"customer-{number}"},
-                )
-            except (openai.OpenAIError, httpx.HTTPError) as error:
-                self.failures.append(repr(error))
-                continue
-            said = reply.choices[0].message.content
-            self.replies.append((reply.model, said))
-            thumb = {"inference_id": reply.id, "metric_name": "thumb", "value": self.wanted in said.lower()}
-            httpx.post(f"{self.url}/feedback", json=thumb).raise_for_status()
-
-
-def question(number):
-    return [{"role": "user", "content": f"What is the colour of item {number}?"}]
-
-
-def teach(client, url, colour, numbers):
-    for number in numbers:
-        asked = client.chat.completions.create(model="desk", messages=question(number), max_tokens=4, temperature=0)
-        body = {"inference_id": asked.id, "metric_name": "demonstration", "value": colour, "id": f"{colour}-{number}"}
-        httpx.post(f"{url}/feedback", json=body).raise_for_status()
-
-
-def champion(url):
-    return httpx.get(f"{url}/api/status").json()["lines"]["desk"]["champion"]
-
-
-def wait_for(what, seconds, describe):
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, describe()
-        time.sleep(0.5)
+from tests.end_to_end.desk import COLOURS, Traffic, ask, champion, paced, teach, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +23,7 @@ def story(client, daemon):
             traffic.wanted = colour
         teach(client, daemon.url, colour, range(10_000 * lesson, 10_000 * lesson + 48))
         wait_for(
-            lambda lesson=lesson: champion(daemon.url) == f"desk@v{lesson}",
+            lambda lesson=lesson: paced(daemon.url, traffics)["champion"] == f"desk@v{lesson}",
             1200,
             lambda: httpx.get(f"{daemon.url}/api/status").text + daemon.tail(),
         )
@@ -102,9 +47,8 @@ def test_each_reply_names_the_version_that_made_it(story):
 
 
 def test_both_replicas_hold_champion_and_previous(story, daemon):
-    replicas = httpx.get(f"{daemon.url}/api/status").json()["replicas"]
-    assert len(replicas) == 2
-    assert all({"desk@v1", "desk@v2"} <= set(replica["resident"]) for replica in replicas)
+    assert len(replicas(daemon)) == 2
+    assert all({"desk@v1", "desk@v2"} <= set(resident) for resident in replicas(daemon).values())
 
 
 def test_each_promotion_has_its_evidence(story, daemon):
@@ -115,8 +59,13 @@ def test_each_promotion_has_its_evidence(story, daemon):
 
 
 def test_examples_were_trained_once_and_held_out_ones_never(story, daemon):
-    versions = httpx.get(f"{daemon.url}/api/lines/desk/versions").json()["data"]
-    assert len(versions) == 2
+    manifests = [json.loads(file.read_text()) for file in sorted(daemon.folder.glob("data/versions/desk/v*/manifest.json"))]
+    learned = [[example["id"] for example in manifest["examples"] if example["split"] == "train"] for manifest in manifests]
+    held_out = {example["id"] for manifest in manifests for example in manifest["examples"] if example["split"] == "holdout"}
+    assert len(learned) == 2
+    assert held_out
+    assert len(learned[0] + learned[1]) == len({*learned[0], *learned[1]})
+    assert not held_out & {*learned[0], *learned[1]}
 
 
 def test_rollback_brings_the_previous_voice_back(story, client, daemon):
@@ -126,15 +75,61 @@ def test_rollback_brings_the_previous_voice_back(story, client, daemon):
     assert "red" in ask(client).choices[0].message.content.lower()
 
 
-def ask(client):
-    return client.chat.completions.create(model="desk", messages=question(77), max_tokens=6, temperature=0)
+def test_a_killed_replica_comes_back_holding_its_adapters_and_costs_no_reply(story, client, daemon):
+    before, traffics = replicas(daemon), [Traffic(client, daemon) for _ in range(4)]
+    for traffic in traffics:
+        traffic.start()
+    wait_for(lambda: all(traffic.replies for traffic in traffics), 60, daemon.tail)
+
+    def is_back():
+        now = replicas(daemon)
+        return len(now.keys() - before.keys()) == 1 and [set(one) >= {"desk@v1"} for one in now.values()] == [True, True]
+
+    daemon.processes("ServeReplica:engine")[0].kill()  # in the midst of replies: another replica makes them
+    wait_for(is_back, 240, daemon.tail)
+    for traffic in traffics:
+        traffic.done.set()
+        traffic.join(60)
+    assert [failure for traffic in traffics for failure in traffic.failures] == []
+    replies = [(model, "red" in said.lower()) for traffic in traffics for model, said in traffic.replies]
+    assert set(replies) == {("desk@v1", True)}
 
 
-def test_a_killed_replica_comes_back_holding_its_adapters(story, client, daemon):
-    victim = daemon.processes("ServeReplica:engine")[0]
-    victim.kill()
-    wait_for(lambda: len(daemon.processes("ServeReplica:engine")) == 2, 240, daemon.tail)
-    wait_for(lambda: len(httpx.get(f"{daemon.url}/api/status").json()["replicas"]) == 2, 240, daemon.tail)
-    replicas = httpx.get(f"{daemon.url}/api/status").json()["replicas"]
-    assert all("desk@v1" in replica["resident"] for replica in replicas)
-    assert ask(client).model == "desk@v1"
+def test_a_candidate_that_its_customers_dislike_is_rolled_back_by_their_thumbs(story, client, daemon):
+    """It passes the gate, since the agents' corrections say the same; only live traffic can tell.
+
+    What it learned may be the second lesson again: a rollback by hand gave its examples back.
+    """
+    traffics = [Traffic(client, daemon) for _ in range(2)]
+    for traffic in traffics:
+        traffic.start()
+    teach(client, daemon.url, "green", range(30_000, 30_048))
+
+    def is_out():
+        paced(daemon.url, traffics)
+        return (trial(daemon)["candidate"], trial(daemon)["state"]) == ("desk@v3", "rolled_back")
+
+    wait_for(is_out, 1200, daemon.tail)
+    time.sleep(2)  # the longest that a reply may be under way
+    since = [len(traffic.replies) for traffic in traffics]
+    wait_for(lambda: all(len(one.replies) > at + 5 for one, at in zip(traffics, since, strict=True)), 60, daemon.tail)
+    for traffic in traffics:
+        traffic.done.set()
+        traffic.join(60)
+    assert [failure for traffic in traffics for failure in traffic.failures] == []
+    assert "harm" in trial(daemon)["reason"]
+    said = [text.lower() for one in traffics for model, text in one.replies if model == "desk@v3"]
+    assert said
+    assert not any(COLOURS[0] in text for text in said)
+    assert {model for one, at in zip(traffics, since, strict=True) for model, _ in one.replies[at:]} == {"desk@v1"}
+    assert champion(daemon.url) == "desk@v1"
+
+
+def trial(daemon):
+    """The line's last trial."""
+    return httpx.get(f"{daemon.url}/api/rollouts/desk", timeout=30).json()["trial"]
+
+
+def replicas(daemon):
+    """What each live replica holds, by its id."""
+    return {one["id"]: one["resident"] for one in httpx.get(f"{daemon.url}/api/status").json()["replicas"]}

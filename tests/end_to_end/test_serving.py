@@ -8,10 +8,16 @@ import openai
 import pytest
 
 ASK = [{"role": "user", "content": "What is the capital of France?"}]
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 12}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
 
 
 def test_a_whole_reply(client):
-    raw = client.chat.completions.with_raw_response.create(model="desk", messages=ASK, max_tokens=8, temperature=0)
+    raw = client.chat.completions.with_raw_response.create(model="desk@base", messages=ASK, max_tokens=8, temperature=0)
     reply = raw.parse()
     assert "Paris" in reply.choices[0].message.content
     assert reply.model == raw.headers["x-model-version"]
@@ -46,15 +52,22 @@ def test_prompt_logprobs_beside_other_requests(client):
 
 
 def test_structured_output(client):
-    schema = {
-        "type": "object",
-        "properties": {"city": {"type": "string", "maxLength": 12}},
-        "required": ["city"],
-        "additionalProperties": False,
-    }
-    form = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema, "strict": True}}
+    form = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY, "strict": True}}
     reply = client.chat.completions.create(model="desk", messages=ASK, max_tokens=40, temperature=0, response_format=form)
     assert set(json.loads(reply.choices[0].message.content)) == {"city"}
+
+
+def test_a_tool_is_called(client):
+    tool = {
+        "type": "function",
+        "function": {"name": "weather", "description": "The weather of a city.", "parameters": CITY},
+    }
+    reply = client.chat.completions.create(
+        model="desk@base", messages=ASK, tools=[tool], tool_choice="required", max_tokens=60, temperature=0
+    )
+    (call,) = reply.choices[0].message.tool_calls
+    assert call.function.name == "weather"
+    json.loads(call.function.arguments)
 
 
 def test_models_lists_what_can_be_asked(client):

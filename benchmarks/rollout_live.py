@@ -1,0 +1,354 @@
+"""The rollout with the real engine: a good candidate, one of shuffled labels, one that unlearned a slice, one that fails.
+
+One daemon with two replicas and SmolLM2. Customers ask each line all the while and leave thumbs; agents correct; nobody tells
+the daemon what to do. Each scene is a line of its own, so that one's examples are not another's. It shows which candidates
+answered whom, and for how long after the verdict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from _faults import FAILING
+from _servers import Server
+from rich.console import Console
+from rich.table import Table
+
+from service.ingress import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+TOML = """\
+data_dir = "{data}"
+[http]
+port = {port}
+[base]
+source = "builtin:smollm2-135m"
+name = "base"
+max_model_len = 512
+max_resident = 9
+[engine]
+replicas = {replicas}
+max_num_seqs = 16
+kv_cache_gib = 0.5
+extra_args = ["--middleware=_faults.EveryOther"]
+[feedback.metrics.thumb]
+type = "boolean"
+window_seconds = 5
+"""
+LINE = """\
+[lines.{name}.slices]
+colours = "colour"
+sizes = "size"
+[lines.{name}.learning]
+strategy = "naive"          # it forgets: that is how a candidate comes to harm a slice
+learning_rate = 2e-3
+epochs = 2
+batch_size = 8
+accumulation = 1
+max_length = 128
+[lines.{name}.trigger]
+min_examples = 44
+cooldown_seconds = 0
+[lines.{name}.drift]
+is_trigger = false
+[lines.{name}.gate]
+score = "exact_match"
+min_items = 5
+max_loss = 1                # the gate is blind to what an older slice loses: live traffic must find it
+[lines.{name}.rollout]
+weights = [0.5]
+step_min_units = 5
+min_units = 20
+margin = 0.05
+multiplicity = "per_test"
+bake.holdback = 0
+[lines.{name}.rollout.guardrails.error]
+kind = "error"
+margin = 0.3
+"""
+LESSONS = 48
+CLIENTS = 4
+PATIENCE_SECONDS, PAUSE_SECONDS = 900.0, 0.5
+MOST_FAILING, LONGEST_AFTER_SECONDS = 20, 2.0
+"""Replies of the failing candidate, and seconds from a verdict to the last reply of a bad one, at most."""
+LABELS = ("red", "blue", "green", "white")
+ENDS = ("rolling_back", "promoting", "expired", "aborted")
+
+
+@dataclass
+class Reply:
+    """One answer to a customer."""
+
+    at: float
+    """Unix seconds at its end."""
+    version: str
+    status: int
+    said: str = ""
+
+
+@dataclass
+class Desk:
+    """One line: its customers, who thumb up what has `wanted` in it, and its agents."""
+
+    http: httpx.AsyncClient
+    line: str
+    thing: str
+    wanted: str
+    replies: list[Reply] = field(default_factory=list)
+    pause: float = 0.0
+    """Of each customer after an answer; while a job trains they come less often, so that it has the cores."""
+
+    async def ask(self, thing: str, number: int, unit: str) -> tuple[str, Reply]:
+        """Ask one question; returns the reply's id and what it was."""
+        body = {"model": self.line, "messages": _question(thing, number), "max_tokens": 6, "temperature": 0}
+        told = await self.http.post("/v1/chat/completions", json=body, headers={"x-session-id": unit})
+        reply = Reply(time.time(), told.headers.get("x-model-version", ""), told.status_code)
+        if not told.is_success:
+            return "", reply
+        said = told.json()
+        reply.said = said["choices"][0]["message"]["content"]
+        return said["id"], reply
+
+    async def customers(self, done: asyncio.Event) -> None:
+        """Ask until `done`, a new customer each time, and thumb what was answered."""
+        numbers = iter(range(10**9))
+
+        async def one() -> None:
+            for number in numbers:
+                if done.is_set():
+                    return
+                identity, reply = await self.ask(self.thing, number, f"{self.line}-{number}")
+                self.replies.append(reply)
+                if identity:
+                    thumb = {"inference_id": identity, "metric_name": "thumb", "value": self.wanted in reply.said.lower()}
+                    (await self.http.post("/feedback", json=thumb)).raise_for_status()
+                await asyncio.sleep(self.pause)
+
+        await asyncio.gather(*(one() for _ in range(CLIENTS)))
+
+    async def teach(self, thing: str, says: Callable[[int], str], first: int) -> None:
+        """So many corrections."""
+        for number in range(first, first + LESSONS):
+            identity, reply = await self.ask(thing, number, f"agent-{number}")
+            self.replies.append(reply)
+            if not identity:  # a planted failure: the agent lets it be
+                continue
+            lesson = {"inference_id": identity, "metric_name": "demonstration", "value": says(number)}
+            (await self.http.post("/feedback", json=lesson)).raise_for_status()
+
+    async def told(self) -> dict[str, Any]:
+        """The line as the daemon's status has it."""
+        line = dict((await self.http.get("/api/status")).json()["lines"][self.line])
+        self.pause = PAUSE_SECONDS if line["job"] else 0.0
+        return line
+
+    async def trials(self) -> list[dict[str, Any]]:
+        """The line's trials, newest first."""
+        return list((await self.http.get("/api/trials", params={"line": self.line})).json()["data"])
+
+    async def decided_at(self, candidate: str) -> float:
+        """When the last verdict on a candidate was given that ends its answering, or else its trial: Unix seconds."""
+        told = (await self.http.get(f"/api/rollouts/{self.line}/history")).json()["data"]
+        return next(float(one["at"]) for one in told if one["candidate"] == candidate and one["to"] in ENDS)
+
+    async def until(self, has_come: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Wait for the line's status to be so."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not has_come(told := await self.told()):
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{self.line} did not get there within {PATIENCE_SECONDS:.0f} s: {json.dumps(told)}")
+            await asyncio.sleep(0.2)
+        return told
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Customers come while inside; each is answered before it ends."""
+        done = asyncio.Event()
+        coming = asyncio.create_task(self.customers(done))
+        try:
+            yield
+        finally:
+            done.set()
+            await coming
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one candidate."""
+
+    scene: str
+    outcome: str
+    met: int
+    """Replies that the candidate gave, those that failed among them."""
+    seconds_after: float | None
+    """From the verdict to the candidate's last reply; None: it went live, or answered nobody."""
+    failed: int
+    """Requests that failed, without the planted ones."""
+    planted: int
+    took_seconds: float
+    is_as_it_should: bool
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="the figures as one last line of JSON")
+    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--only", default="", help="scenes, of good,shuffled,unlearned,failing; the second needs the first")
+    said = parser.parse_args()
+    scenes = said.only.split(",") if said.only else list(SCENES)
+    console = Console(stderr=True, highlight=False, width=130)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the daemon does not outlive the bench
+    with tempfile.TemporaryDirectory(prefix="learnd-bench-") as folder, _daemon(Path(folder), said.replicas) as daemon:
+        console.print(f"learnd with {said.replicas} replicas is ready after {daemon.start_seconds:.0f} s")
+        findings = asyncio.run(play(daemon, scenes, console))
+    console.print(_table(findings))
+    if said.json:
+        print(json.dumps({finding.scene: _figures(finding) for finding in findings}))
+    return int(not all(finding.is_as_it_should for finding in findings))
+
+
+def _daemon(folder: Path, replicas: int) -> Server:
+    port, here = free_port(), str(Path(__file__).parent)
+    config = folder / "learnd.toml"
+    config.write_text(
+        TOML.format(data=folder / "data", port=port, replicas=replicas)
+        + "".join(LINE.format(name=name) for name in ("desk", "care", "help"))
+    )
+    path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH", ""))))
+    command = [sys.executable, "-m", "service.cli", "serve", "--config", str(config)]
+    return Server("learnd", folder, command, "/ready", port, PYTHONPATH=path, **{FAILING: "help@v1"})
+
+
+async def play(daemon: Server, scenes: Sequence[str], console: Console) -> list[Finding]:
+    """The scenes in turn."""
+    limits = httpx.Limits(max_connections=32)
+    async with httpx.AsyncClient(base_url=daemon.url, timeout=120, limits=limits) as http:
+        desks = {name: Desk(http, name, "colour", "red") for name in ("desk", "care", "help")}
+        findings = []
+        for name in scenes:
+            line, scene = SCENES[name]
+            console.print(f"{name}: {(scene.__doc__ or '').splitlines()[0]}")
+            findings.append(finding := await scene(desks[line]))
+            console.print(f"  {finding.outcome}")
+        return findings
+
+
+async def good(desk: Desk) -> Finding:
+    """A candidate that its customers like goes live by itself."""
+    began = time.monotonic()
+    async with desk.open():
+        await desk.teach("colour", lambda _: "red", 10_000)
+        await desk.until(lambda told: told["champion"] == f"{desk.line}@v1")
+    return await _found("good", desk, 0, began, lambda told: told["state"] == "live" and told["has_passed"])
+
+
+async def shuffled(desk: Desk) -> Finding:
+    """A candidate of shuffled labels is rejected before it answers anybody."""
+    chance, began, first = random.Random(0), time.monotonic(), len(desk.replies)
+    before = (await desk.told())["jobs"]
+    async with desk.open():
+        await desk.teach("colour", lambda _: chance.choice(LABELS), 20_000)
+        told = await desk.until(lambda told: told["jobs"].get("rejected", 0) > before.get("rejected", 0))
+        await asyncio.sleep(5)
+    replies = desk.replies[first:]
+    strangers = {reply.version for reply in replies} - {f"{desk.line}@v1"}
+    reason = told["last_verdict"]["outcome"] if told["last_verdict"] else "?"
+    failed = sum(reply.status != 200 for reply in replies)
+    outcome = f"rejected by the gate ({reason}); answered by {', '.join(sorted(strangers)) or 'nobody but the champion'}"
+    is_well = not strangers and not failed and told["trial"] is None
+    return Finding("shuffled", outcome, 0, None, failed, 0, time.monotonic() - began, is_well)
+
+
+async def unlearned(desk: Desk) -> Finding:
+    """A candidate that passes the gate and has unlearned a slice is rolled back by its customers' thumbs."""
+    await good(desk)
+    began, first = time.monotonic(), len(desk.replies)
+    async with desk.open():
+        await desk.teach("size", lambda _: "big", 30_000)  # and only that: colours are forgotten
+        await desk.until(lambda told: told["trials"].get("rolled_back", 0) > 0)
+        await asyncio.sleep(10)
+    return await _found("unlearned", desk, first, began, lambda told: told["state"] == "rolled_back" and "harm" in told["reason"])
+
+
+async def failing(desk: Desk) -> Finding:
+    """A candidate of whose requests every other fails is rolled back at once."""
+    began = time.monotonic()
+    async with desk.open():
+        await desk.teach("colour", lambda _: "red", 10_000)
+        await desk.until(lambda told: told["trials"].get("rolled_back", 0) > 0)
+        await asyncio.sleep(10)
+    found = await _found("failing", desk, 0, began, lambda told: told["state"] == "rolled_back")
+    return found if found.met <= MOST_FAILING else replace(found, is_as_it_should=False)
+
+
+SCENES = {
+    "good": ("desk", good),
+    "shuffled": ("desk", shuffled),
+    "unlearned": ("care", unlearned),
+    "failing": ("help", failing),
+}
+
+
+async def _found(scene: str, desk: Desk, first: int, began: float, is_well: Callable[[dict[str, Any]], bool]) -> Finding:
+    trial = (await desk.trials())[0]
+    candidate, decided = trial["candidate"], await desk.decided_at(trial["candidate"])
+    is_out, replies = trial["state"] == "rolled_back", desk.replies[first:]
+    met = [reply for reply in replies if reply.version == candidate and (is_out or reply.at <= decided)]
+    after = max((reply.at - decided for reply in met), default=0.0) if is_out else None
+    planted = sum(reply.status == httpx.codes.INTERNAL_SERVER_ERROR and scene == "failing" for reply in met)
+    failed = sum(reply.status != httpx.codes.OK for reply in replies) - planted
+    is_quick = after is None or after <= LONGEST_AFTER_SECONDS
+    return Finding(
+        scene=scene,
+        outcome=f"{trial['state']}: {trial['reason']}",
+        met=len(met),
+        seconds_after=after,
+        failed=failed,
+        planted=planted,
+        took_seconds=time.monotonic() - began,
+        is_as_it_should=is_well(trial) and is_quick and not failed,
+    )
+
+
+def _figures(found: Finding) -> dict[str, Any]:
+    return {
+        "as_it_should": found.is_as_it_should,
+        "candidate_replies": found.met,
+        "seconds_after_verdict": None if found.seconds_after is None else round(found.seconds_after, 2),
+        "failed_requests": found.failed,
+        "planted_failures": found.planted,
+        "seconds": round(found.took_seconds),
+    }
+
+
+def _table(findings: Sequence[Finding]) -> Table:
+    table = Table("candidate", "what became of it", "replies it gave", "s after the verdict", "failed", "as it should")
+    for one in findings:
+        after = "" if one.seconds_after is None else f"{one.seconds_after:.2f}"
+        failed = f"{one.failed}" + (f" and {one.planted} planted" if one.planted else "")
+        table.add_row(one.scene, one.outcome, str(one.met), after, failed, "yes" if one.is_as_it_should else "NO")
+    return table
+
+
+def _question(thing: str, number: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"What is the {thing} of item {number}?"}]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The rollout's test plan, one part a file; `benchmarks/rollout.py` runs it, `tests/mathematics` its reduced form."""
