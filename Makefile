@@ -10,7 +10,7 @@ demo: setup ## the whole loop on the built-in model and real text; ARGS=--json f
 	@$(BIN)/learnd demo $(ARGS)
 
 test: setup ## every test, also those of the whole daemon; ARGS="-k name" for some, ARGS="--ignore tests/end_to_end" for the quick ones
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 15 $(ARGS) # one process for the daemons, one for all else
+	@$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder --durations 15 $(ARGS) # one process for the daemons, one for all else
 
 check: setup ## lint, types, architecture
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest tests/test_architecture.py tests/test_packaging.py

@@ -1,6 +1,25 @@
-"""Hypothesis without clocks: a slow machine is no failure."""
+"""Hypothesis without clocks, since a slow machine is no failure; and which of pytest's processes runs what."""
 
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 settings.register_profile("learnd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("learnd")
+
+WITH_DAEMONS = "tests/end_to_end"
+
+
+class Apart(LoadScopeScheduling):
+    """The tests with whole daemons are one unit of work, since they share one and two would share the cores; else a file is."""
+
+    def _split_scope(self, nodeid):
+        return WITH_DAEMONS if nodeid.startswith(WITH_DAEMONS) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Apart(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest unit begins first."""
+    items.sort(key=lambda item: not item.nodeid.startswith(WITH_DAEMONS))

@@ -1,7 +1,5 @@
 """One real daemon for the whole run: vLLM, Ray and SmolLM2 with two replicas; it needs most of a minute to start."""
 
-from pathlib import Path
-
 import openai
 import pytest
 
@@ -14,13 +12,6 @@ replicas = 2
 kv_cache_gib = 0.5
 tool_call_parser = "hermes"
 """
-
-
-def pytest_collection_modifyitems(items):
-    """All tests here run in one process, one after the other: they share the daemon, and two would share the cores."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("daemon"))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+from typing import NamedTuple
 
 import httpx
 import openai
@@ -21,7 +22,7 @@ window_seconds = 5
 [lines.desk.learning]
 strategy = "naive" # the lessons contradict each other: an adapter that rehearses the first would say some of both
 learning_rate = 2e-3
-epochs = 2
+epochs = 3
 batch_size = 8
 accumulation = 1
 max_length = 128
@@ -45,6 +46,14 @@ bake = {holdback = 0} # each reply after a promotion is to be the new champion's
 kind = "error"
 margin = 0.5 # shown by a dozen pairs without an error
 """
+
+
+class Reply(NamedTuple):
+    """What was asked (the number of its item), which version the reply names, and what it says."""
+
+    number: int
+    model: str
+    said: str
 
 
 class Traffic(threading.Thread):
@@ -78,7 +87,7 @@ class Traffic(threading.Thread):
             model="desk", messages=question(number), max_tokens=6, temperature=0, extra_headers=who
         )
         said = reply.choices[0].message.content
-        self.replies.append((reply.model, said))
+        self.replies.append(Reply(number, reply.model, said))
         thumb = {"inference_id": reply.id, "metric_name": "thumb", "value": self.wanted in said.lower()}
         httpx.post(f"{self.url}/feedback", json=thumb).raise_for_status()
 
@@ -118,5 +127,5 @@ def wait_for(what, seconds, describe, every=0.5):
         time.sleep(every)
 
 
-def ask(client):
-    return client.chat.completions.create(model="desk", messages=question(77), max_tokens=6, temperature=0)
+def ask(client, model="desk", number=77):
+    return client.chat.completions.create(model=model, messages=question(number), max_tokens=6, temperature=0)

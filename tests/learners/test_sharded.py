@@ -14,8 +14,8 @@ from learners import adapter, artifact, job, sharding, trainer
 from replay.records import Split
 from tests.learners.test_job import FIRST, prepared
 
-SPAWN = get_context("fork")
-"""The workers start with this process's imports, which would take them longer than their whole job."""
+SPAWN = get_context("spawn")
+"""Not forked: a fork would inherit the threads, and the lone worker's state, that earlier tests' jobs left in this process."""
 FEW = [e for e in FIRST if e.split is Split.TRAIN][:8] + [e for e in FIRST if e.split is Split.HOLDOUT][:2]
 PLAIN = {"strategy": "naive", "epochs": 1, "accumulation": 1}
 
