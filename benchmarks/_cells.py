@@ -61,6 +61,8 @@ class Bench:
         self.quick, self.console = quick, console
         self.cells: dict[tuple[str, str, int], Cell] = {}
         self.notes: list[tuple[str, str]] = []
+        self.bytes: dict[str, float] = {}
+        """Of a quantized base's weights, as a share of the plain one's."""
         self.swap: dict[str, Any] = {}
         self.training: dict[str, Any] = {}
         self.began = time.monotonic()

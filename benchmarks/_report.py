@@ -26,14 +26,20 @@ def figures_of(bench: Bench) -> dict[str, Any]:
     def vs_naive() -> float | None:
         return bench.ratio(ours("one", 8), ("transformers", "one", 8), throughput).middle
 
-    none = {"base": None, "adapter": None, "bytes": None}
+    def vs_plain(quantization: str) -> dict[str, float | None]:
+        base, adapter = (
+            bench.ratio((quantization, load, 8), ours(f"{load}|{quantization}", 8), throughput).middle for load in ("base", "one")
+        )
+        size = bench.bytes.get(quantization)
+        return {"base": base, "adapter": adapter, "bytes": None if size is None else round(size, 3)}
+
     return {
         "vs_bare_vllm": {f"c{clients}": vs_bare(clients) for clients in (8, 16)},
         "adapter_vs_base": {f"c{n}": bench.ratio(ours("one", n), ours("base+", n), throughput).middle for n in (1, 8)},
         "mixed4_vs_base": {"c8": bench.ratio(ours("mixed4", 8), ours("base+", 8), throughput).middle},
         "vs_stock_lora": {"c8": bench.ratio(ours("one+", 8), ("bare", "one", 8), throughput).middle},
-        "int8_vs_bf16": none,
-        "int4_vs_bf16": none,
+        "int8_vs_bf16": vs_plain("int8"),
+        "int4_vs_bf16": vs_plain("int4"),
         "vs_transformers_fp32": {"c8": vs_naive()},
         "swap": bench.swap or {"stall_ms_p99": None, "failed": None, "wrong_version": None},
         "while_training": bench.training or {"ttft_p50": None},
@@ -92,9 +98,14 @@ def _ratios(bench: Bench) -> Iterator[tuple[str, str]]:
         str(bench.ratio(("learnd", "one", 8), ("transformers", "one", 8), throughput)),
     )
 
+    for quantization, size in bench.bytes.items():
+        yield f"{quantization}: bytes of the weights / bf16's", f"{size:.3f}"
+        for load, clients in (("base", 8), ("one", 8), ("base", 1), ("one", 1)):
+            pair = (quantization, load, clients), ("learnd", f"{load}|{quantization}", clients)
+            yield f"{quantization} / bf16, {load}, c{clients}", f"tokens/s {bench.ratio(*pair, throughput)}"
+
 
 def _left_out() -> Iterator[tuple[str, str]]:
-    yield "int8, int4", "not measured: quantized bases are not shown to answer as trained yet"
     yield "Ray Serve LLM", "not measured: it needs an environment of its own, which was not tried"
 
 

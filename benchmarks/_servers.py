@@ -30,6 +30,7 @@ port = {port}
 source = "{source}"
 name = "base"
 dtype = "{dtype}"
+quantization = "{quantization}"
 max_resident = 6
 [engine]
 max_num_seqs = 32
@@ -146,16 +147,18 @@ def bare(folder: Path, settings: Settings, base: BaseModel, adapters: Mapping[st
     return Server("bare", folder, command, "/health", port, **variables, GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
 
 
-def learnd(folder: Path, data: Path, source: str, *, dtype: str = "bfloat16", epochs: float = 2) -> Server:
+def learnd(
+    folder: Path, data: Path, source: str, *, dtype: str = "bfloat16", epochs: float = 2, quantization: str = "none"
+) -> Server:
     """`learnd serve`, recording as it does by default: on disk before the reply's last byte."""
     port = free_port()
     config = folder / "learnd.toml"
     config.write_text(
-        TOML.format(data=data, port=port, source=source, dtype=dtype)
+        TOML.format(data=data, port=port, source=source, dtype=dtype, quantization=quantization)
         + "".join(LINE.format(line=line, epochs=epochs) for line in LINES)
     )
     command = [sys.executable, "-m", "service.cli", "serve", "--config", str(config)]
-    return Server("learnd", folder, command, "/ready", port)
+    return Server("learnd" if quantization == "none" else quantization, folder, command, "/ready", port)
 
 
 def naive(folder: Path, base: BaseModel, adapters: Mapping[str, Path]) -> Server:

@@ -1,8 +1,8 @@
-"""Serving, side by side: bare vLLM, learnd with recording on, Transformers with PEFT; adapters, a swap, a job beside it.
+"""Serving, side by side: bare vLLM, learnd with recording on, Transformers with PEFT; adapters, fewer bits, a swap, a job.
 
 All servers run on this machine at once and are asked in turns, A B A B; the one that is not asked is idle, and what it costs idle
 is in the table. Figures are ratios of neighbouring turns: their median, with the lowest and the highest. `--quick` has two turns
-of one wave each, without it there are four of three.
+of one wave each and no quantized bases, without it there are four of three, and its first run quantizes the base for minutes.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ MIXED = (*(f"{line}@v{number}" for line in LINES for number in (1, 2)), BASE)
 ONE = f"{LINES[0]}@v2"
 QUICK_LESSONS, LESSONS = 48, 160
 SWAP_CLIENTS = 4
+PARTS = ("gateway", "adapters", "naive", "quantized", "swap", "training")
+QUANTIZATIONS = ("int8", "int4")
 _OPEN = frozenset({"queued", "running"})
 
 
@@ -45,10 +47,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("bench-report"), help="where the plots go")
     parser.add_argument("--dtype", default="bfloat16", help="of all vLLM servers; on a CPU without AVX-512 try float32")
     parser.add_argument("--base", default=SOURCE, help="as base.source; `tiny`: two random layers, to try the bench itself")
-    parser.add_argument("--only", default="", help="parts, of gateway,adapters,naive,swap,training")
+    parser.add_argument("--only", default="", help=f"parts, of {','.join(PARTS)}")
     said = parser.parse_args()
     console = Console(stderr=True, highlight=False, width=130)
-    parts = said.only.split(",") if said.only else ["gateway", "adapters", "naive", "swap", "training"]
+    parts = said.only.split(",") if said.only else [part for part in PARTS if not (said.quick and part == "quantized")]
     bench = Bench(said.quick, console)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no server outlives the bench, what was seen is shown
     is_whole = True
@@ -97,6 +99,9 @@ def run(bench: Bench, folder: Path, parts: Sequence[str], source: str, dtype: st
                 bench.note("Transformers fp32: memory", f"{other.peak_bytes / 2**30:.2f} GiB")
         if stock:
             stock.stop()  # the rest is learnd alone
+        if "quantized" in parts:
+            for quantization in QUANTIZATIONS:
+                of_quantized(bench, Path(folder), ours, source, dtype, quantization)
         alone(bench, ours, parts)
         ours.weigh()
         bench.note("learnd: peak memory of the whole tree", f"{ours.peak_bytes / 2**30:.2f} GiB (PSS)")
@@ -139,6 +144,27 @@ def of_adapters(bench: Bench, ours: Server, stock: Server) -> None:
     bench.turns([(ours, "base+", [BASE]), (ours, "one", [ONE])], 1, waves=2)
     bench.turns([(ours, "base+", [BASE]), (ours, "one", [ONE]), (ours, "mixed4", MIXED)], 8)
     bench.turns([(ours, "one+", [ONE]), (stock, "one", [ONE])], 8, waves=1, turns=1 if bench.quick else 2)
+
+
+def of_quantized(bench: Bench, folder: Path, ours: Server, source: str, dtype: str, quantization: str) -> None:
+    """A second learnd on the quantized base, beside the first: the base alone, and one adapter."""
+    plain, base = prepare(source), prepare(source, say=bench.console.print, quantization=quantization)
+    bench.bytes[quantization] = weights_bytes(base.path) / weights_bytes(plain.path)
+    apart = folder / quantization
+    (apart / "data").mkdir(parents=True)
+    make_versions(apart / "data", base)
+    with learnd(apart, apart / "data", source, dtype=dtype, quantization=quantization) as other:
+        bench.note(f"{other.name}: ready in", f"{other.start_seconds:.1f} s; memory {other.peak_bytes / 2**30:.2f} GiB")
+        drive(other.port, [BASE, ONE], 4, 2, prompts(50_000), tokens=8)
+        for clients in (8, 1):
+            waves = 2 if clients == 1 else 0
+            bench.turns([(ours, f"base|{quantization}", [BASE]), (other, "base", [BASE])], clients, waves=waves)
+            bench.turns([(ours, f"one|{quantization}", [ONE]), (other, "one", [ONE])], clients, waves=waves)
+
+
+def weights_bytes(folder: Path) -> int:
+    """Of all weights in a checkpoint."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 async def swapped(bench: Bench, ours: Server) -> dict[str, Any]:

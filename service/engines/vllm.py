@@ -89,7 +89,10 @@ class VllmEngine:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # replicas and jobs share the cores: the kernel moves them better
         }
         if not settings.engine.gpus:
-            variables["TORCH_COMPILE_DISABLE"] = "1"  # the first log-probs would wait for a C++ compiler, if there is one
+            variables |= {
+                "TORCH_COMPILE_DISABLE": "1",  # the first log-probs would wait for a C++ compiler, if there is one
+                "VLLM_CPU_INT4_W4A8": "0",  # 4-bit weights alone are quantized, as training has it: inputs keep their precision
+            }
         if not settings.telemetry.is_on:
             variables |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         return variables

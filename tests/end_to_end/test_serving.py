@@ -8,6 +8,12 @@ import openai
 import pytest
 
 ASK = [{"role": "user", "content": "What is the capital of France?"}]
+ASK_AGAIN = [
+    {"role": "user", "content": "What is the capital of Germany?"},
+    {"role": "assistant", "content": "The capital of Germany is Berlin."},
+    *ASK,
+]
+"""After an example no other word is nearly as likely as the right one, whichever way a processor rounds."""
 CITY = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 12}},
@@ -17,7 +23,7 @@ CITY = {
 
 
 def test_a_whole_reply(client):
-    raw = client.chat.completions.with_raw_response.create(model="desk@base", messages=ASK, max_tokens=8, temperature=0)
+    raw = client.chat.completions.with_raw_response.create(model="desk@base", messages=ASK_AGAIN, max_tokens=8, temperature=0)
     reply = raw.parse()
     assert "Paris" in reply.choices[0].message.content
     assert reply.model == raw.headers["x-model-version"]
