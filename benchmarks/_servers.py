@@ -143,7 +143,7 @@ def bare(folder: Path, settings: Settings, base: BaseModel, adapters: Mapping[st
         sys.executable, "-W", "ignore", "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port),
         *arguments(settings, base.path), "--lora-modules", *named, "--disable-uvicorn-access-log",
     ]  # fmt: skip
-    variables = {**VllmEngine.environment(settings), SWITCH: "0", "OMP_WAIT_POLICY": "PASSIVE"}
+    variables = {**VllmEngine.environment(settings), SWITCH: "0"}
     return Server("bare", folder, command, "/health", port, **variables, GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
 
 

@@ -261,6 +261,5 @@ def _engine_env(settings: Settings) -> dict[str, str]:
     threads = settings.engine.threads or os.cpu_count() or 1
     return {
         "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait leave the core to others
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # weights in huge pages: on CPUs each token reads all of them
     }

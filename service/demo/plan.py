@@ -46,7 +46,7 @@ batch_size = 8
 accumulation = 1
 max_length = 128
 early_stopping_patience = 2
-replay_ratio = 0.5
+replay_ratio = 1.0          # as much of the first skill as of the second: few examples, so each lesson weighs much
 
 [lines.{line}.trigger]
 min_examples = 160
@@ -100,8 +100,8 @@ class Plan:
     failed_pause_seconds: float = 1.0
     """After a failed request a customer waits before the next."""
 
-    measured: int = 150
-    """Never-trained texts that each accuracy rests on, at least."""
+    measured: int = 201
+    """Never-trained texts of each skill: each version that ends a stage has answered them all. A multiple of three sentiments."""
     poll_seconds: float = 2.0
     start_seconds: float = 900.0
     """How long the daemon may take to be ready, the first preparation of the base included."""

@@ -101,7 +101,7 @@ def _with_daemon(options: Options, data: Path, log: Path, console: Console) -> O
 
 
 async def _play(plan: Plan, url: str, daemon: Daemon, screen: Screen, clock: Callable[[], float]) -> Outcome:
-    deck = Deck(await asyncio.to_thread(everything), plan.seed)
+    deck = Deck(await asyncio.to_thread(everything), plan.seed, plan.measured)
     client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=REQUEST_SECONDS)
     async with httpx.AsyncClient(base_url=url, timeout=30) as http, client:
         watch = Watch(http, clock, lambda: daemon.is_alive)

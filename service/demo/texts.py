@@ -59,14 +59,19 @@ class Text:
 
 
 class Deck:
-    """Deals a skill's texts: balanced over the labels, each once before any comes again."""
+    """Deals a skill's texts: balanced over the labels, each once before any comes again.
 
-    def __init__(self, texts: Iterable[Text], seed: int) -> None:
+    Of those that are never trained on at most `never_trained` a skill (None: all): versions that were asked through the pile
+    are compared on the same texts, which tells them apart by fewer.
+    """
+
+    def __init__(self, texts: Iterable[Text], seed: int, never_trained: int | None = None) -> None:
         piles: dict[tuple[str, bool], list[Text]] = defaultdict(list)
         for text in texts:
             piles[text.skill, text.is_taught].append(text)
         self._piles: dict[tuple[str, bool], Iterator[Text]] = {
-            key: itertools.cycle(balanced(pile, seed)) for key, pile in piles.items()
+            (skill, is_taught): itertools.cycle(balanced(pile, seed)[: None if is_taught else never_trained])
+            for (skill, is_taught), pile in piles.items()
         }
 
     def deal(self, skill: str, *, is_taught: bool) -> Text:

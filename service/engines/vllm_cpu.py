@@ -1,11 +1,11 @@
 """vLLM's LoRA on CPUs, mended: a `vllm.general_plugins` entry point that vLLM calls in each of its processes.
 
 vLLM's CPU kernels gather a copy of the adapter for every token, which makes adapter traffic several times slower than
-the base, and in a mixed batch they give the rows without an adapter the last slot's (vllm#48421). Here the rows of each
-adapter are grouped once a step and go through one matrix product, and the others are left alone. The slices of a layer
-(q, k, v; gate, up) lie in one storage, so that they are one product too, in fp32 where small bf16 products are slow. And
-a base whose weights oneDNN has packed away has `layer.weight = None`, where vLLM then looks for a device. Embedding and
-logits adapters are left to vLLM's code.
+the base, and in a mixed batch they give the rows without an adapter the last slot's (vllm#48421). Here a step's few rows, as in
+decoding, go through the factors of all its adapters in one product, of which each row keeps its own adapter's part; many rows,
+as of prompts, are grouped by adapter, once a step, with a product for each. The slices of a layer (q, k, v; gate, up) lie in one
+storage, so that they are one product too, in fp32 where small bf16 products are slow. And a base whose weights oneDNN has packed
+away has `layer.weight = None`, where vLLM then looks for a device. Embedding and logits adapters are left to vLLM's code.
 
 Off with LEARND_CPU_LORA=0, on other platforms and, with a warning, under a vLLM that it was not tested with.
 """
@@ -17,6 +17,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Self
 
@@ -33,7 +34,10 @@ from service.engines.vllm import SWITCH
 TESTED_VERSIONS = ("0.32.",)
 
 FEW_ROWS = 32
-"""Up to so many rows, one product through a block-diagonal B beats one for each slice; with more, its zeros cost."""
+"""Up to so many rows, one product for all beats one for each adapter and slice; with more, what it makes for nothing costs."""
+
+MANY_RUNS = 16
+"""With more of them a product for each costs more than gathering an adapter's rows."""
 
 Rows = slice | torch.Tensor
 """Which rows of a batch belong together: a run of neighbours, else their indices."""
@@ -59,7 +63,7 @@ class Slices(tuple[torch.Tensor, ...]):  # noqa: SLOT001 - it has an attribute, 
     """The stacked A, or B, of a layer's slices, as vLLM keeps them: all of them views of `whole`."""
 
     whole: torch.Tensor
-    """Of A (slots, slices · rank, inputs); of B (slots, outputs, slices · rank), block-diagonal."""
+    """Of A (slots, slices · rank, inputs); of B (slots, slices · rank, outputs), block-diagonal."""
 
     @classmethod
     def of(cls, views: Iterable[torch.Tensor], whole: torch.Tensor) -> Self:
@@ -69,16 +73,40 @@ class Slices(tuple[torch.Tensor, ...]):  # noqa: SLOT001 - it has an attribute, 
         return made
 
 
+@dataclass(frozen=True)
+class Few:
+    """A batch of few rows: which slots its adapters lie in, and what each row must not take from them."""
+
+    slots: slice
+    """From the first slot in use to the last."""
+    foreign: torch.Tensor | None
+    """(rows, slots, 1), True where a slot is not the row's own; None: there is one slot, and it is every row's."""
+
+    @classmethod
+    def of(cls, slots: torch.Tensor, groups: Sequence[tuple[int, Rows]]) -> Self | None:
+        """None where the other way is better: many rows, no adapter, or more idle slots between those in use than are in use."""
+        used = {slot for slot, _ in groups}
+        if not used or len(slots) > FEW_ROWS or max(used) - min(used) + 1 > 2 * len(used):
+            return None
+        span = slice(min(used), max(used) + 1)
+        foreign = slots[:, None] != torch.arange(span.start, span.stop)
+        return cls(span, foreign[:, :, None] if foreign.any() else None)
+
+
 class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc] # vLLM is untyped
-    """vLLM's bookkeeping of which row has which adapter, with one matrix product for each adapter."""
+    """vLLM's bookkeeping of which row has which adapter, with few and large matrix products."""
 
     groups: tuple[tuple[int, Rows], ...] = ()
-    """The adapters' slots in the present batch, each with its rows; rows without an adapter are in none."""
+    """The adapters' slots in the present batch, with their rows; rows without an adapter are in none."""
+    few: Few | None = None
+    """The present batch as one of few rows, where it is one."""
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Take note of the next batch's adapters."""
         super().update_metadata(*args, **kwargs)
-        self.groups = group(self.token_lora_indices)
+        slots = self.token_lora_indices
+        self.groups = group(slots)
+        self.few = Few.of(slots, self.groups)
 
     def add_lora_linear(
         self,
@@ -99,16 +127,29 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc] # vLLM is un
             super().add_lora_linear(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices)  # a layer we do not know
             return
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        a, b = lora_a_stacked.whole, lora_b_stacked.whole
+        if self.few is not None:
+            _add_few(y, x, lora_a_stacked.whole, lora_b_stacked.whole, scale, self.few, len(self.token_lora_indices))
+            return
         for slot, rows in self.groups:
-            hidden = linear(x[rows].to(a.dtype), a[slot])
-            if len(output_slices) == 1 or len(hidden) <= FEW_ROWS:
-                _add(y, rows, linear(hidden, b[slot]), scale)
-                continue
-            start, parts = 0, hidden.chunk(len(output_slices), 1)
-            for part, of_slice, width in zip(parts, lora_b_stacked, output_slices, strict=True):
-                _add(y[:, start : start + width], rows, linear(part, of_slice[slot, 0]), scale)
-                start += width
+            _add(y, x, lora_a_stacked.whole[slot], lora_b_stacked.whole[slot], scale, rows)
+
+
+def _add_few(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, few: Few, rows: int) -> None:
+    """All adapters of the batch in two products; what is between them is zeroed where it is not the row's own."""
+    a, b = a[few.slots].flatten(0, 1), b[few.slots].flatten(0, 1)
+    hidden = linear(x[:rows].to(a.dtype), a)
+    if few.foreign is not None:
+        hidden.view(rows, few.foreign.shape[1], -1).masked_fill_(few.foreign, 0.0)
+    y[:rows].add_(hidden @ b, alpha=scale)
+
+
+def _add(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, rows: Rows) -> None:
+    """One adapter for its many rows, in the rows' own precision: beside them its factors are small and soon converted."""
+    hidden, b = linear(x[rows], a.to(x.dtype)), b.to(y.dtype)
+    if isinstance(rows, slice):
+        torch.addmm(y[rows], hidden, b, alpha=scale, out=y[rows])
+    else:
+        y.index_add_(0, rows, hidden @ b, alpha=scale)
 
 
 def fused(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], dtype: torch.dtype) -> tuple[Slices, Slices]:
@@ -116,12 +157,12 @@ def fused(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], dtype: torch.dty
     slots, _, rank, inputs = a[0].shape
     widths, ranks = [one.shape[2] for one in b], len(a) * rank
     whole_a = torch.zeros(slots, ranks, inputs, dtype=dtype)
-    whole_b = torch.zeros(slots, sum(widths), ranks, dtype=dtype)
+    whole_b = torch.zeros(slots, ranks, sum(widths), dtype=dtype)
     ends = list(itertools.accumulate(widths))
     outputs = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
     places = [(rows, slice(i * rank, (i + 1) * rank)) for i, rows in enumerate(outputs)]
     views_a = (whole_a[:, None, columns] for _, columns in places)
-    views_b = (whole_b[:, None, rows, columns] for rows, columns in places)
+    views_b = (whole_b[:, None, columns, rows].transpose(2, 3) for rows, columns in places)
     return Slices.of(views_a, whole_a), Slices.of(views_b, whole_b)
 
 
@@ -143,21 +184,15 @@ def _row_seconds(dtype: torch.dtype, repeats: int = 20) -> float:
 
 
 def group(slots: torch.Tensor) -> tuple[tuple[int, Rows], ...]:
-    """The rows of each adapter's slot (≥ 0) in `slots` (one for each row; -1: no adapter)."""
-    return tuple((slot, _rows(slots == slot)) for slot in torch.unique(slots).tolist() if slot >= 0)
+    """The rows of each adapter's slot (≥ 0) in `slots` (one for each row; -1: no adapter).
 
-
-def _rows(mask: torch.Tensor) -> Rows:
-    rows = mask.nonzero(as_tuple=True)[0]
-    first, last = int(rows[0]), int(rows[-1]) + 1
-    return slice(first, last) if last - first == len(rows) else rows
-
-
-def _add(out: torch.Tensor, rows: Rows, change: torch.Tensor, scale: float) -> None:
-    if isinstance(rows, slice):
-        out[rows].add_(change, alpha=scale)
-    else:
-        out[rows] = out[rows].add(change, alpha=scale).to(out.dtype)  # rounded once, as the slice's
+    Runs of neighbours, of which a slot may have several; where there are many runs, the indices of each slot's rows.
+    """
+    values, lengths = torch.unique_consecutive(slots, return_counts=True)
+    if len(values) > MANY_RUNS:
+        return tuple((slot, (slots == slot).nonzero(as_tuple=True)[0]) for slot in torch.unique(slots).tolist() if slot >= 0)
+    ends, runs = lengths.cumsum(0).tolist(), zip(values.tolist(), lengths.tolist(), strict=True)
+    return tuple((slot, slice(end - length, end)) for end, (slot, length) in zip(ends, runs, strict=True) if slot >= 0)
 
 
 def _fuse_storage_of(kind: Any) -> None:

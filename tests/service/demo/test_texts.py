@@ -41,6 +41,14 @@ def test_the_deck_deals_each_text_once_before_any_comes_again():
     assert all(one.is_taught for one in first)
 
 
+def test_versions_are_measured_on_the_same_never_trained_texts():
+    deck = Deck([text for label in ("negative", "positive") for text in some(label, 40)], seed=3, never_trained=6)
+    dealt = [deck.deal("airline", is_taught=False) for _ in range(18)]
+    assert dealt[:6] == dealt[6:12] == dealt[12:]
+    assert Counter(text.label for text in set(dealt)) == {"negative": 3, "positive": 3}
+    assert not any(text.is_taught for text in dealt)
+
+
 def test_an_answer_is_right_when_it_starts_with_the_label_in_any_case():
     text = Text("airline", "great", "positive")
     assert text.is_answered_by("  Positive.")
