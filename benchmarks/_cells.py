@@ -69,11 +69,16 @@ class Bench:
         self._asked = prompts(int(time.time()) % 10000)
 
     def turns(self, arms: Sequence[tuple[Server, str, Sequence[str]]], clients: int, *, waves: int = 0, turns: int = 0) -> None:
-        """A B A B: each (server, load, models) in turn."""
+        """A B A B: each (server, load, models) in turn, the other servers stopped meanwhile."""
         if not self.has_time(f"{arms[-1][0].name} {arms[-1][1]} c{clients}"):
             return
+        servers = {server.name: server for server, _, _ in arms}
         for _ in range(turns or (2 if self.quick else 4)):
             for server, load, models in arms:
+                if len(servers) > 1:
+                    for other in servers.values():
+                        other.pause()
+                    server.resume()
                 turn = drive(server.port, models, clients, waves or (1 if self.quick else 3), self._asked)
                 self.cells.setdefault((server.name, load, clients), Cell(server.name, load, clients)).turns.append(turn)
                 server.weigh()
@@ -82,6 +87,9 @@ class Bench:
                     f"  [red]{turn.failed} failed: {next(r.error for r in turn.replies if r.error)[:150]}" if turn.failed else ""
                 )
                 self.console.print(f"  {server.name:13}{load:10} c{clients:<3}{told}{wrong}")
+        if len(servers) > 1:
+            for server in servers.values():
+                server.resume()
 
     def has_time(self, what: str) -> bool:
         """Whether another part may begin; if not, that is noted."""

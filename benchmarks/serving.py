@@ -1,8 +1,8 @@
 """Serving, side by side: bare vLLM, learnd with recording on, Transformers with PEFT; adapters, fewer bits, a swap, a job.
 
-All servers run on this machine at once and are asked in turns, A B A B; the one that is not asked is idle, and what it costs idle
-is in the table. Figures are ratios of neighbouring turns: their median, with the lowest and the highest. `--quick` has two turns
-of one wave each and no quantized bases, without it there are four of three, and its first run quantizes the base for minutes.
+The servers run on this machine at once and are asked in turns, A B A B, each while the other's processes are stopped (SIGSTOP),
+since an idle server polls. Figures are ratios of neighbouring turns: their median, with the lowest and the highest. `--quick` has
+two turns of one wave each and no quantized bases, without it there are four of three, and its first run quantizes for minutes.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def run(bench: Bench, folder: Path, parts: Sequence[str], source: str, dtype: st
         ours = running.enter_context(learnd(folder, data, source, dtype=dtype, epochs=2 if bench.quick else 4))
         stock = None
         bench.note("learnd: ready in", f"{ours.start_seconds:.1f} s; memory {ours.peak_bytes / 2**30:.2f} GiB before any request")
-        if {"gateway", "adapters", "naive"} & set(parts):
+        if {"gateway", "adapters"} & set(parts):
             stock = running.enter_context(bare(folder, settings, base, four))
             bench.note("bare vLLM: ready in", f"{stock.start_seconds:.1f} s; memory {stock.peak_bytes / 2**30:.2f} GiB")
             for server in (ours, stock):
@@ -92,13 +92,13 @@ def run(bench: Bench, folder: Path, parts: Sequence[str], source: str, dtype: st
             gateway(bench, ours, stock)
         if stock and "adapters" in parts:
             of_adapters(bench, ours, stock)
+        if stock:
+            stock.stop()
         if "naive" in parts and bench.has_time("Transformers"):
             with naive(folder, base, four) as other:
                 bench.turns([(ours, "one", [ONE]), (other, "one", [ONE])], 8, waves=1, turns=1 if bench.quick else 2)
                 bench.turns([(ours, "base", [BASE]), (other, "base", [BASE])], 1, waves=2, turns=1 if bench.quick else 2)
                 bench.note("Transformers fp32: memory", f"{other.peak_bytes / 2**30:.2f} GiB")
-        if stock:
-            stock.stop()  # the rest is learnd alone
         if "quantized" in parts:
             for quantization in QUANTIZATIONS:
                 of_quantized(bench, Path(folder), ours, source, dtype, quantization)
@@ -124,9 +124,7 @@ def gateway(bench: Bench, ours: Server, stock: Server) -> None:
     time.sleep(3)
     spent = sum(ours.cpu_seconds().values()) - sum(idle_before.values())
     idle = spent / (time.monotonic() - began)
-    bench.note(
-        "learnd: idle, cores used", f"{idle:.2f} of {os.cpu_count()}: also while bare vLLM is asked, so the ratios lack it"
-    )
+    bench.note("learnd: idle, cores used", f"{idle:.2f} of {os.cpu_count()}")
     for clients in (8, 16, 1):
         before = (ours.cpu_seconds(), stock.cpu_seconds())
         bench.turns([(stock, "base", [BASE]), (ours, "base", [BASE])], clients, waves=2 if clients == 1 else 0)
@@ -136,11 +134,12 @@ def gateway(bench: Bench, ours: Server, stock: Server) -> None:
             tokens = sum(r.tokens for turn in bench.cells[server.name, "base", clients].turns for r in turn.good)
             spent = {name: seconds - start.get(name, 0.0) for name, seconds in server.cpu_seconds().items()}
             told = ", ".join(f"{n} {1000 * s / tokens:.2f}" for n, s in sorted(spent.items(), key=lambda x: -x[1]) if s > 0.05)
-            bench.note(f"{server.name} c{clients}: CPU ms per token (both arms' turns)", told)
+            bench.note(f"{server.name} c{clients}: CPU ms per token", told)
 
 
 def of_adapters(bench: Bench, ours: Server, stock: Server) -> None:
     """One adapter, and four mixed with the base, beside the base; and vLLM's own kernels."""
+    stock.pause()
     bench.turns([(ours, "base+", [BASE]), (ours, "one", [ONE])], 1, waves=2)
     bench.turns([(ours, "base+", [BASE]), (ours, "one", [ONE]), (ours, "mixed4", MIXED)], 8)
     bench.turns([(ours, "one+", [ONE]), (stock, "one", [ONE])], 8, waves=1, turns=1 if bench.quick else 2)

@@ -1,8 +1,8 @@
 """From a base to its quantized checkpoint: calibrate layer by layer, round, write, read back, measure. Called by `learners.base`.
 
 Each decoder layer is rounded by the inputs that it gets behind the layers that were rounded before it, on text that
-`texts` finds on this machine. Then the checkpoint is read back as training reads it, and compared with the base on text that
-took no part: a checkpoint that strays too far is refused.
+`texts` finds on this machine; where the engine rounds those inputs too, they are evened out before. Then the checkpoint is read
+back as training reads it, and compared with the base on text that took no part: one that strays too far is refused.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learners import compressed
 from learners.quantize import SCHEMES, Quantized, Scheme, fake_int8, gptq
+from learners.smooth import smooth
 
 LENGTH, BATCH = 256, 4
 """Tokens of a text, texts of a batch."""
@@ -66,7 +68,7 @@ def quantize(source: Path, folder: Path, name: str, say: Say = lambda _: None, r
     say(f"{name}: measuring the base")
     expected = [_log_probs(model, batch) for batch in held_out]
     weights = _rounded(model, calibration, scheme, rounding, say)
-    compressed.write(source, folder, weights, scheme)
+    compressed.write(source, folder, weights, scheme, model.state_dict())
     say(f"{name}: measuring the checkpoint")
     model.load_state_dict(compressed.read(folder, scheme, torch.float32), strict=False)
     with _activations_of(model, scheme):
@@ -174,6 +176,8 @@ def _rounded(model: Any, calibration: Sequence[torch.Tensor], scheme: Scheme, ro
     for index, layer in enumerate(layers):
         say(f"{scheme.name}: layer {index + 1} of {len(layers)}")
         linears = {name: module for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)}
+        if scheme.has_int_activations:
+            smooth(layer, hidden, partial(_through, layer, options=options[index]))
         moments = _Moments(linears)
         for batch in hidden:
             _through(layer, batch, options[index])

@@ -41,8 +41,13 @@ def config_of(folder: Path) -> dict[str, Any] | None:
     return dict(found) if found else None
 
 
-def write(source: Path, folder: Path, weights: Mapping[str, Quantized], scheme: Scheme) -> None:
-    """Write the checkpoint of the Hugging Face folder `source` into `folder`, with these modules' weights in place of its own."""
+def write(
+    source: Path, folder: Path, weights: Mapping[str, Quantized], scheme: Scheme, others: Mapping[str, torch.Tensor]
+) -> None:
+    """Write the checkpoint of the Hugging Face folder `source` into `folder`, with these modules' weights in place of its own.
+
+    What else `others` has by its name, norms above all, is taken from there in the source's own precision.
+    """
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(source.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
@@ -52,6 +57,8 @@ def write(source: Path, folder: Path, weights: Mapping[str, Quantized], scheme: 
                     tensors |= {f"{module}.{name}": value for name, value in _stored(weights[module], scheme).items()}
                 else:
                     tensors[key] = opened.get_tensor(key)
+                    if key in others:
+                        tensors[key] = others[key].to(tensors[key].dtype)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     for file in source.iterdir():
         if file.is_file() and file.name not in {"config.json", "COMPLETE"} and not file.name.endswith(NOT_COPIED):
