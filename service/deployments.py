@@ -258,8 +258,11 @@ def stop_apps() -> None:
 
 def _engine_env(settings: Settings) -> dict[str, str]:
     """What must be set before the replica's process starts; the rest vLLM's own page sets."""
-    threads = settings.engine.threads or os.cpu_count() or 1
-    return {
-        "OMP_NUM_THREADS": str(threads),
+    spec = settings.engine
+    variables = {
+        "OMP_NUM_THREADS": str(spec.threads or os.cpu_count() or 1),
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # weights in huge pages: on CPUs each token reads all of them
     }
+    if spec.replicas > 1 or spec.autoscaling:
+        variables["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin while they wait take the cores that replicas share
+    return variables
