@@ -54,7 +54,9 @@ def start_cluster(settings: Settings) -> None:
     try:
         ray.init(namespace=NAMESPACE, log_to_driver=settings.logging.level == "debug", logging_level="error", **where)
     except ConnectionError as error:
-        raise SettingsError(f"{error}: start one with `ray start --head`, or leave cluster.address out") from None
+        raise SettingsError(
+            f"{error}: start one with `ray start --head`, give its token (RAY_AUTH_MODE=token) or leave cluster.address out"
+        ) from None
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # in this process: the terminal is the daemon's own
     options = HTTPOptions(host=settings.http.host, port=settings.http.port)
     serve.start(http_options=options, logging_config=QUIET)
