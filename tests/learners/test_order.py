@@ -96,7 +96,8 @@ def test_progressive_mixing_changes_when_not_how_often_a_fresh_example_comes(sou
         seen.update(order)
     fresh = [seen[place] for place, source in enumerate(sources) if source == "fresh"]
     assert sum(fresh) == pytest.approx(count * len(fresh), abs=count + 1)
-    assert all(count <= times <= count + 2 for times in fresh)
+    # An epoch's length is rounded up, by less than one example; what that adds is dealt to all in turn, however few they are.
+    assert all(count <= times <= min(fresh) + 1 for times in fresh)
 
 
 def test_what_has_only_fresh_examples_knows_no_shares():
