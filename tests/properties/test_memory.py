@@ -11,6 +11,7 @@ from replay.buffer import fill, key
 from replay.examples import forget
 from replay.records import Arm, Feedback, Interaction, Split
 from replay.tables import example, feedback
+from tests.replay.steps import steps
 
 LINE, NUMBERS = "desk", st.integers(0, 11)
 
@@ -103,20 +104,6 @@ def learn(conn, start, stop, **fields):
     rows = [{"id": f"e{i}", "interaction_id": f"a{i}", "slice": "abbcccc"[i % 7], **plain} for i in range(start, stop)]
     conn.execute(insert(example), rows)
     ledger.consume(conn, f"job{stop}", "v")
-
-
-def steps(conn, work):
-    """How many instructions of its machine SQLite takes for `work`: time, but exact."""
-    taken = [0]
-
-    def count():
-        taken[0] += 1
-
-    raw = conn.connection.driver_connection
-    raw.set_progress_handler(count, 1)
-    work()
-    raw.set_progress_handler(None, 0)
-    return taken[0]
 
 
 def test_reading_it_costs_the_same_whatever_was_learned(conn):

@@ -8,6 +8,7 @@ import pytest
 from replay import archive, ledger
 from replay.records import FeedbackStatus, Receipt
 from replay.writer import Writer
+from tests.replay.steps import steps
 
 
 def test_an_interaction_comes_back_as_it_was_stored(conn, asked):
@@ -173,20 +174,6 @@ def test_a_ledger_of_another_version_is_refused_and_ones_own_is_not(tmp_path):
 def test_a_damaged_ledger_is_left_to_who_opens_it(tmp_path):
     (tmp_path / "ledger.db").write_bytes(b"no database" * 1000)
     ledger.refuse_another_schema(tmp_path / "ledger.db")
-
-
-def steps(conn, work):
-    """How many instructions of its machine SQLite takes for `work`: time, but exact."""
-    taken = [0]
-
-    def count():
-        taken[0] += 1
-
-    raw = conn.connection.driver_connection
-    raw.set_progress_handler(count, 1)
-    work()
-    raw.set_progress_handler(None, 0)
-    return taken[0]
 
 
 def test_measuring_it_costs_the_same_however_much_is_stored(conn, asked, said):

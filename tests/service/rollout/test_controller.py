@@ -14,18 +14,9 @@ from service.rollout.controller import Look, judge, reward
 from service.rollout.probe import ProbeResult
 from service.rollout.stages import Stage, Trial
 from service.router import ReplicaReport
-from service.settings import Bake, Guardrail, Metric, Rollout
+from service.settings import Guardrail, Metric
+from tests.service.rollout.policy import POLICY
 
-POLICY = Rollout(
-    weights=(0.1, 0.5),
-    step_min_units=10,
-    min_units=30,
-    max_seconds=1000,
-    max_units=500,
-    verify_seconds=60,
-    guardrails={},
-    bake=Bake(holdback=0),
-)
 GOOD = ProbeResult(ok=True)
 
 

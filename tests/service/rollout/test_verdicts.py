@@ -12,18 +12,8 @@ from service.rollout.controller import Look, Move, judge
 from service.rollout.probe import ProbeResult
 from service.rollout.stages import Stage, Trial
 from service.router import ReplicaReport
-from service.settings import Bake, Rollout
+from tests.service.rollout.policy import POLICY
 
-POLICY = Rollout(
-    weights=(0.1, 0.5),
-    step_min_units=10,
-    min_units=30,
-    max_seconds=1000,
-    max_units=500,
-    verify_seconds=60,
-    guardrails={},
-    bake=Bake(holdback=0),
-)
 HELD = (ReplicaReport("r1", 5, {"desk@v2": ProbeResult(ok=True)}),)
 REFUSED = (ReplicaReport("r1", 5, {"desk@v2": ProbeResult(ok=False, reason="noop_adapter")}),)
 
