@@ -72,9 +72,9 @@ class Desk:
 
         await asyncio.gather(*(one() for _ in range(CLIENTS)))
 
-    async def teach(self, thing: str, says: Callable[[int], str], first: int) -> None:
+    async def teach(self, thing: str, says: Callable[[int], str], first: int, lessons: int = LESSONS) -> None:
         """So many corrections."""
-        for number in range(first, first + LESSONS):
+        for number in range(first, first + lessons):
             identity, reply = await self.ask(thing, number, f"agent-{number}")
             self.replies.append(reply)
             if not identity:  # a planted failure: the agent lets it be

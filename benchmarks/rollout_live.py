@@ -1,4 +1,4 @@
-"""The rollout with the real engine: a good candidate, one of shuffled labels, one that unlearned a slice, one that fails.
+"""The rollout with the real engine: a good candidate, one of shuffled labels, one that was misled about a slice, one that fails.
 
 One daemon with two replicas and SmolLM2. Customers ask each line all the while and leave thumbs; agents correct; nobody tells
 the daemon what to do. Each scene is a line of its own, so that one's examples are not another's. It shows which candidates
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
-from _desk import Desk
+from _desk import LESSONS, Desk
 from _faults import FAILING
 from _servers import Server
 from rich.console import Console
@@ -56,7 +56,7 @@ LINE = """\
 colours = "colour"
 sizes = "size"
 [lines.{name}.learning]
-strategy = "naive"          # it forgets: that is how a candidate comes to harm a slice
+strategy = "naive"
 learning_rate = 2e-3
 epochs = 2
 batch_size = 8
@@ -108,7 +108,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="the figures as one last line of JSON")
     parser.add_argument("--replicas", type=int, default=2)
-    parser.add_argument("--only", default="", help="scenes, of good,shuffled,unlearned,failing; the second needs the first")
+    parser.add_argument("--only", default="", help="scenes, of good,shuffled,misled,failing; the second needs the first")
     said = parser.parse_args()
     scenes = said.only.split(",") if said.only else list(SCENES)
     console = Console(stderr=True, highlight=False, width=130)
@@ -174,15 +174,16 @@ async def shuffled(desk: Desk) -> Finding:
     return Finding("shuffled", outcome, 0, None, failed, 0, time.monotonic() - began, is_well)
 
 
-async def unlearned(desk: Desk) -> Finding:
-    """A candidate that passes the gate and has unlearned a slice is rolled back by its customers' thumbs."""
+async def misled(desk: Desk) -> Finding:
+    """A candidate that passes the gate and answers one slice as its customers do not want is rolled back by their thumbs."""
     await good(desk)
     began, first = time.monotonic(), len(desk.replies)
     async with desk.open():
-        await desk.teach("size", lambda _: "big", 30_000)  # and only that: colours are forgotten
+        await desk.teach("size", lambda _: "big", 30_000, LESSONS // 2)
+        await desk.teach("colour", lambda _: "blue", 40_000, LESSONS // 2)  # the agents are wrong: customers want red
         await desk.until(lambda told: told["trials"].get("rolled_back", 0) > 0)
         await asyncio.sleep(10)
-    return await _found("unlearned", desk, first, began, lambda told: told["state"] == "rolled_back" and "harm" in told["reason"])
+    return await _found("misled", desk, first, began, lambda told: told["state"] == "rolled_back" and "harm" in told["reason"])
 
 
 async def failing(desk: Desk) -> Finding:
@@ -199,7 +200,7 @@ async def failing(desk: Desk) -> Finding:
 SCENES = {
     "good": ("desk", good),
     "shuffled": ("desk", shuffled),
-    "unlearned": ("care", unlearned),
+    "misled": ("care", misled),
     "failing": ("help", failing),
 }
 
