@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import multiprocessing
 import random
 import statistics
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -237,6 +239,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--tests", type=int, help="texts that each is measured on (default 100, small 40)")
     parser.add_argument("--orders", type=int, default=1, help="orders of the tasks; the first is the suite's own")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="runs at once: for a GPU, which one of these jobs does not fill")
     parser.add_argument("--strategies", nargs="+", choices=sorted(STRATEGIES), default=list(DEFAULT))
     parser.add_argument("--folder", type=Path, help="where jobs and pictures are kept (default learning-report/SIZE)")
     parser.add_argument("--json", action="store_true", help="one last line with every figure")
@@ -248,24 +251,31 @@ def parsed() -> argparse.Namespace:
     return options
 
 
+def whole(options: argparse.Namespace, order: int, seed: int, pinned: base.BaseModel, prompts: list[str]) -> dict[str, Any]:
+    """One run: all strategies over the tasks in one order with one seed."""
+    tasks, began = list(INSTRUCTIONS)[: options.tasks], time.monotonic()
+    if order:
+        random.Random(order).shuffle(tasks)
+    place = options.folder.absolute() / f"order-{order}-seed-{seed}"
+    place.mkdir(parents=True, exist_ok=True)
+    run = Run(place, tasks, seed, options.rows, options.tests, texts(seed))
+
+    def say(told: str) -> None:
+        print(f"[{time.monotonic() - began:5.0f} s] order {order}, seed {seed}: {told}", flush=True)
+
+    return compare(run, options.strategies, pinned, prompts, say)
+
+
 def main() -> None:
     options = parsed()
     pinned = base.prepare("builtin:smollm2-135m", say=print)
-    prompts, runs = neutral(16 if options.small else 80), []
-    for order in range(options.orders):
-        tasks = list(INSTRUCTIONS)[: options.tasks]
-        if order:
-            random.Random(order).shuffle(tasks)
-        for seed in range(options.seeds):
-            place = options.folder.absolute() / f"order-{order}-seed-{seed}"
-            place.mkdir(parents=True, exist_ok=True)
-            run = Run(place, tasks, seed, options.rows, options.tests, texts(seed))
-            began = time.monotonic()
-
-            def say(told: str, began: float = began, where: str = f"order {order}, seed {seed}") -> None:
-                print(f"[{time.monotonic() - began:5.0f} s] {where}: {told}", flush=True)
-
-            runs.append(compare(run, options.strategies, pinned, prompts, say))
+    prompts = neutral(16 if options.small else 80)
+    wanted = [(options, order, seed, pinned, prompts) for order in range(options.orders) for seed in range(options.seeds)]
+    if options.processes > 1:
+        with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+            runs = list(pool.map(whole, *zip(*wanted, strict=True)))
+    else:
+        runs = [whole(*told) for told in wanted]
     found = summary(runs, options)
     print(*table(found, f"lr{options.rows}"), sep="\n")
     print("pictures:", *draw(runs, options.folder))
