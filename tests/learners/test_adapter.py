@@ -9,7 +9,7 @@ from learners import adapter
 from learners.adapter import Unservable
 
 SHAPE = {"rank": 4, "alpha": 8, "dropout": 0.0, "seed": 0}
-IDS = torch.tensor([[5, 9, 11, 30]])
+IDS = torch.tensor([[5, 9, 11, 30]], device="cuda" if torch.cuda.is_available() else "cpu")  # where `load_base` puts a model
 
 
 def moved(model):

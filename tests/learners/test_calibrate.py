@@ -62,7 +62,7 @@ def test_an_adapter_trains_on_it(made):
     _, folder, _ = made
     model, _ = adapter.load_base(folder, "float32")
     adapted = adapter.attach(model, None, rank=4, alpha=8, dropout=0.0, seed=0)
-    ids = torch.arange(2, 40)[None]
+    ids = torch.arange(2, 40, device=adapted.device)[None]
     adapted(input_ids=ids, labels=ids).loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in adapter.factors(adapted).values())
 

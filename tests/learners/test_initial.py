@@ -10,7 +10,7 @@ from learners.adapter import Unservable
 from learners.initial import INITS, MIRRORED, balanced, begin, freeze_half
 
 SHAPE = {"rank": 4, "alpha": 8, "dropout": 0.0, "seed": 0}
-IDS = torch.tensor([[5, 9, 11, 30]])
+IDS = torch.tensor([[5, 9, 11, 30]], device="cuda" if torch.cuda.is_available() else "cpu")  # where `load_base` puts a model
 SCALE = 2.0
 
 
