@@ -49,11 +49,11 @@ early_stopping_patience = 2
 replay_ratio = 1.0          # as much of the first skill as of the second: few examples, so each lesson weighs much
 
 [lines.{line}.trigger]
-min_examples = 160
+min_examples = 240
 cooldown_seconds = 5
 
 [lines.{line}.drift]
-is_trigger = false          # the second skill comes at once: each has its own 160 corrections
+is_trigger = false          # the second skill comes at once: each has its own 240 corrections
 
 [lines.{line}.gate]
 score = "exact_match"
@@ -91,7 +91,7 @@ class Plan:
     taught_share: float = 0.85
     """Share of the traffic that agents look at, as long as they have time for more."""
     correction_chance: float = 0.8
-    corrections: int = 170
+    corrections: int = 250
     """Corrections that the agents have time for, for each skill: a little over `trigger.min_examples`."""
     correction_delay_seconds: tuple[float, float] = (2.0, 8.0)
     thumb_chance: float = 0.55
