@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service import cli_bench, cli_quarantine, cli_rollout
+from service import cli_base, cli_bench, cli_quarantine, cli_rollout
 from service.options import ApiKey, AsJson, Config, LineName, Url, client, print_json, settings
 
 app = typer.Typer(
@@ -25,10 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 feedback_commands = typer.Typer(help="Feedback from files.", no_args_is_help=True)
-base_commands = typer.Typer(help="Base models.", no_args_is_help=True)
 key_commands = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(feedback_commands, name="feedback")
-app.add_typer(base_commands, name="base")
+app.add_typer(cli_base.base_commands, name="base")
 app.add_typer(key_commands, name="key")
 app.add_typer(cli_rollout.rollout_commands, name="rollout")
 app.add_typer(cli_quarantine.quarantine_commands, name="quarantine")
@@ -37,14 +36,6 @@ app.command()(cli_rollout.switch)
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
 )(cli_bench.bench)
-
-
-class Quantization(StrEnum):
-    """What `base.quantization` may be."""
-
-    NONE = "none"
-    INT8 = "int8"
-    INT4 = "int4"
 
 
 class Scope(StrEnum):
@@ -108,6 +99,16 @@ def versions(line: LineName, as_json: AsJson = False, url: Url = None, key: ApiK
 
 
 @app.command()
+def examples(line: LineName, url: Url = None, key: ApiKey = None, config: Config = None) -> None:
+    """Print what a line has to learn from, one JSON object a line: for `learnd base tune`, and for your own eyes."""
+    import json
+
+    with client(url, key, config) as daemon:
+        for row in daemon.get(f"/api/lines/{line}/examples")["data"]:
+            typer.echo(json.dumps(row, ensure_ascii=False))
+
+
+@app.command()
 def train(
     line: LineName,
     bisect: Annotated[str | None, typer.Option(metavar="JOB", help="Search this job for the examples that do harm.")] = None,
@@ -139,22 +140,6 @@ def import_feedback(
     typer.echo(f"{done.stored} stored, {done.repeated} known before, {done.pending} wait, {done.refused} refused")
     if done.refused:
         raise typer.Exit(1)
-
-
-@base_commands.command("prepare")
-def prepare_base(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="builtin:smollm2-135m, a folder, or a hub id.")],
-    quantization: Annotated[Quantization, typer.Option(help="As base.quantization: made and measured once.")] = Quantization.NONE,
-) -> None:
-    """Fetch, convert or quantize a base model into the cache, so that `serve` starts at once."""
-    from learners.base import BaseMissing, prepare
-    from service.errors import BaseUnavailable
-
-    try:
-        base = prepare(name, say=lambda what: typer.echo(what, err=True), quantization=quantization)
-    except BaseMissing as error:
-        raise BaseUnavailable(str(error)) from None
-    typer.echo(f"{base.name} is ready in {base.path} (weights {base.weights_digest[:12]})")
 
 
 @key_commands.command("new")

@@ -57,6 +57,9 @@ class KeeperDoor(Protocol):
     async def versions(self, line: str) -> list[Json]:
         """A line's versions, newest first, with their scores; raises `NotFound`."""
 
+    async def examples(self, line: str) -> list[Json]:
+        """What a line has to learn from; raises `NotFound`."""
+
     async def history(self, line: str) -> list[Json]:
         """Every change of the line's aliases, newest first, with reason and evidence; raises `NotFound`."""
 

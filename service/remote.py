@@ -76,6 +76,10 @@ class RemoteKeeper(KeeperDoor):
         """See `KeeperDoor.versions`."""
         return await self._call("versions", line)  # type: ignore[no-any-return]
 
+    async def examples(self, line: str) -> list[Json]:
+        """See `KeeperDoor.examples`."""
+        return await self._call("examples", line)  # type: ignore[no-any-return]
+
     async def history(self, line: str) -> list[Json]:
         """See `KeeperDoor.history`."""
         return await self._call("history", line)  # type: ignore[no-any-return]

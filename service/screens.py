@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from service.doctor import Check
+
+if TYPE_CHECKING:
+    from learners.whole import Tuned
 
 Json = dict[str, Any]
 
@@ -146,6 +151,30 @@ def anchor(found: Json) -> str:
     said = f"{found['standing']}, champion - anchor in [{low:+.3f}, {high:+.3f}] in this round"
     said += f", decay {found['log_evidence']:.1f} of {found['alarm_at']:.1f} after {found['blocks']} units of the anchor"
     return f"anchor {found['version'] or 'base'}: {said}"
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A bar for a training that is told of its steps while inside."""
+    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("training", total=None)
+
+        def report(told: Mapping[str, Any]) -> None:
+            bar.update(task, completed=told["step"], total=told["steps"], description=f"loss {told['loss']:.3f}")
+
+        yield report
+
+
+def tuned(said: Tuned) -> Group:
+    """What full fine-tuning made."""
+    slices = _table("slice", "held-out examples", "base", "tuned")
+    for one in said.slices:
+        slices.add_row(one.slice, str(one.items), _number(one.base), _number(one.tuned))
+    skipped = f", {said.skipped} that cannot be encoded left out" if said.skipped else ""
+    strayed = f"{said.kl:.3f} nats per token from the base on neutral texts"
+    head = f"learned {said.learned} examples in {said.seconds:.0f} s{skipped}; {strayed}"
+    return Group(head, slices, f'a base of its own: source = "{said.path}"')
 
 
 def _line(name: str, line: Json) -> list[str]:

@@ -25,6 +25,12 @@ class Shown(KeeperDoor):
         self._check(line)
         return await self._storage.do(lambda conn: status.versions(conn, line))
 
+    async def examples(self, line: str) -> list[Json]:
+        """See `KeeperDoor.examples`."""
+        self._check(line)
+        capacity = self._settings.lines[line].learning.replay_capacity
+        return await self._storage.do(lambda conn: status.examples(conn, line, capacity))
+
     async def history(self, line: str) -> list[Json]:
         """See `KeeperDoor.history`."""
         self._check(line)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import Connection
 
-from replay import ledger, opinions, quarantine
-from replay.records import FeedbackStatus
+from replay import ledger, memory, opinions, quarantine
+from replay.records import FeedbackStatus, asked_digest
 from service import audit, bisecting, comparing, drift, jobs, registry, switch
 from service.replicas import Seen
 from service.rollout import anchor, trials, verdicts, watches
@@ -61,6 +62,15 @@ def stored(conn: Connection, settings: Settings, now: float) -> Json:
 def lines(conn: Connection, settings: Settings) -> list[Json]:
     """Every line with its aliases."""
     return [{"name": name, **_aliases(conn, name), "versions": len(registry.versions(conn, name))} for name in settings.lines]
+
+
+def examples(conn: Connection, line: str, capacity: int) -> list[Json]:
+    """What a line remembers, of `capacity` in all, what waits to be learned, and what is held out, with what was said."""
+    fresh, held = ledger.fresh(conn, line), ledger.holdouts(conn, line)
+    asked = {asked_digest(line, one.messages) for one in fresh}
+    old = (one for one in memory.remembered(conn, line, capacity) if asked_digest(line, one.messages) not in asked)
+    names = ("id", "slice", "split", "source", "weight", "messages", "reply")
+    return [{name: getattr(one, name) for name in names} for one in (*old, *fresh, *chain.from_iterable(held.values()))]
 
 
 def versions(conn: Connection, line: str) -> list[Json]:

@@ -21,6 +21,7 @@ class AdaptersApi:
         router = APIRouter(prefix="/api/lines", tags=["adapters"])
         router.add_api_route("", self.lines, methods=["GET"])
         router.add_api_route("/{line}/versions", self.versions, methods=["GET"])
+        router.add_api_route("/{line}/examples", self.examples, methods=["GET"])
         router.add_api_route("/{line}/history", self.history, methods=["GET"])
         router.add_api_route("/{line}/promote", self.promote, methods=["POST"], status_code=202)
         router.add_api_route("/{line}/rollback", self.rollback, methods=["POST"], status_code=202)
@@ -33,6 +34,10 @@ class AdaptersApi:
     async def versions(self, line: str) -> Json:
         """A line's versions, newest first, with their scores."""
         return listing(await self._keeper.versions(line))
+
+    async def examples(self, line: str) -> Json:
+        """What the line has to learn from, prompts and replies included."""
+        return listing(await self._keeper.examples(line))
 
     async def history(self, line: str) -> Json:
         """Every change of the line's aliases, newest first, with its reason and evidence."""

@@ -119,6 +119,7 @@ def test_every_command_has_help(capsys):
         "status",
         "train",
         "versions",
+        "examples",
         "promote",
         "rollback",
         "doctor",

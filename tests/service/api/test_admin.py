@@ -94,6 +94,26 @@ async def test_a_version_goes_live_and_back_by_hand(client, keeper):
     assert len((await read(client, "/api/jobs"))["data"]) == 1
 
 
+async def test_what_a_line_learns_from_can_be_had_whole(client, keeper):
+    replica = Replica(keeper)
+    await demonstrate(keeper, 60)
+    path = f"/api/lines/{LINE}/examples"
+    fresh = (await read(client, path))["data"]
+    assert len(fresh) == 60
+    assert {one["source"] for one in fresh} == {"fresh"}
+    assert {one["split"] for one in fresh} == {"train", "validation", "holdout"}
+    assert fresh[0].keys() == {"id", "slice", "split", "source", "weight", "messages", "reply"}
+    await client.post(f"/api/lines/{LINE}/train")
+    await until(keeper, [replica], lambda line: line["trial"] and line["trial"]["state"] == "canary")
+    assert (await read(client, path))["data"] == []  # a job holds them until it is known whether they are learned
+    await client.post(f"/api/lines/{LINE}/promote")
+    await until(keeper, [replica], lambda line: line["champion"])
+    after = {one["id"]: one for one in (await read(client, path))["data"]}
+    assert after.keys() == {one["id"] for one in fresh if one["split"] != "validation"}
+    assert all((one["source"] == "remembered") == (one["split"] == "train") for one in after.values())
+    await read(client, "/api/lines/nobody/examples", 404)
+
+
 async def test_a_trial_is_steered_by_hand_and_its_history_says_so(client, keeper):
     replica = Replica(keeper)
     path = f"/api/rollouts/{LINE}"
