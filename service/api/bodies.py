@@ -66,6 +66,14 @@ def _version(said: object) -> object:
     return f"{found['line'] or ''}@v{int(found['number'])}"
 
 
+def _of_line(version: str, line: str) -> str:
+    """The full name on `line` of what `_version` has read; raises `InvalidRequest` when it names another line."""
+    owner, _, number = version.partition("@")
+    if owner not in {"", line}:
+        raise InvalidRequest(f"{version} is not a version of {line!r}", param="version")
+    return f"{line}@{number}"
+
+
 class VersionBody(Closed):
     """Which version to change to; nothing: the obvious one."""
 
@@ -73,12 +81,7 @@ class VersionBody(Closed):
 
     def name(self, line: str) -> str | None:
         """The version's full name on `line`; raises `InvalidRequest` when it names another line."""
-        if self.version is None:
-            return None
-        owner, _, number = self.version.partition("@")
-        if owner not in {"", line}:
-            raise InvalidRequest(f"{self.version} is not a version of {line!r}", param="version")
-        return f"{line}@{number}"
+        return None if self.version is None else _of_line(self.version, line)
 
 
 _BY_ALIAS = ("champion", "base")
@@ -98,7 +101,7 @@ class AnchorBody(Closed):
 async def anchor_of(request: Request, line: str, limit: int) -> str:
     """What a request's body names: a version's full name, `champion` or `base`; raises `InvalidRequest`."""
     said = parse(AnchorBody, await read(request, limit) or b"{}").version
-    return said if said in _BY_ALIAS else VersionBody(version=said).name(line) or said
+    return said if said in _BY_ALIAS else _of_line(said, line)
 
 
 class SwitchBody(BaseModel):

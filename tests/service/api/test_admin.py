@@ -105,7 +105,7 @@ async def test_what_a_line_learns_from_can_be_had_whole(client, keeper):
     assert fresh[0].keys() == {"id", "slice", "split", "source", "weight", "messages", "reply"}
     await client.post(f"/api/lines/{LINE}/train")
     await until(keeper, [replica], lambda line: line["trial"] and line["trial"]["state"] == "canary")
-    assert (await read(client, path))["data"] == []  # a job holds them until it is known whether they are learned
+    assert (await read(client, path))["data"] == fresh  # which are held by the version on trial
     await client.post(f"/api/lines/{LINE}/promote")
     await until(keeper, [replica], lambda line: line["champion"])
     after = {one["id"]: one for one in (await read(client, path))["data"]}
@@ -157,6 +157,8 @@ async def test_a_trial_is_steered_by_hand_and_its_history_says_so(client, keeper
         ("POST", "/api/rollouts/desk/promote", b'{"version": "v9"}', 404, "desk@v9"),
         ("POST", "/api/rollouts/desk/rollback", b'{"version": "x"}', 400, "not a version"),
         ("POST", "/api/rollouts/desk/anchor", b"", 409, "holds nothing back"),
+        ("POST", "/api/rollouts/desk/anchor", b'{"version": "v1"}', 409, "holds nothing back"),
+        ("POST", "/api/rollouts/desk/anchor", b'{"version": "desk@v1"}', 409, "holds nothing back"),
         ("POST", "/api/rollouts/desk/anchor", b'{"version": "best"}', 400, "not a version"),
         ("POST", "/api/rollouts/desk/anchor", b'{"version": "other@v1"}', 400, "not a version of 'desk'"),
         ("POST", "/api/rollouts/desc/anchor", b"", 404, "no line 'desc'"),
