@@ -93,6 +93,11 @@ def fresh(conn: Connection, line: str, after: int = 0) -> list[Example]:
     return _read(conn, _of(line, State.FRESH).where(example.c.seq > after))
 
 
+def unlearned(conn: Connection, line: str) -> list[Example]:
+    """Examples that no promoted version learned, by admission, whether a job holds them or not."""
+    return _read(conn, _of(line, State.FRESH, State.RESERVED))
+
+
 def waiting(conn: Connection, line: str, after: int = 0) -> Waiting:
     """Count what `fresh` would give."""
     of_line = (example.c.line == line, example.c.state == State.FRESH, example.c.seq > after)
@@ -209,8 +214,8 @@ def _supersede(conn: Connection, seq: int, feedback_id: str) -> None:
     conn.execute(update(feedback).where(feedback.c.id == feedback_id).values(refusal=Reason.SUPERSEDED))
 
 
-def _of(line: str, state: State) -> Select[*tuple[object, ...]]:
-    chosen: tuple[ColumnElement[bool], ...] = (example.c.line == line, example.c.state == state)
+def _of(line: str, *states: State) -> Select[*tuple[object, ...]]:
+    chosen: tuple[ColumnElement[bool], ...] = (example.c.line == line, example.c.state.in_(states))
     return select(example).where(*chosen).order_by(example.c.seq)
 
 

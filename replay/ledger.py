@@ -26,6 +26,7 @@ from replay.examples import (
     reserved,
     rotated,
     trained,
+    unlearned,
     used_in,
     waiting,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "seal",
     "sizes",
     "trained",
+    "unlearned",
     "used_in",
     "waiting",
 ]

@@ -36,6 +36,7 @@ _ALONE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this node away: one process less for each job
     "RAY_enable_metrics_collection": "0",  # Ray's own metrics: `/metrics` has ours, and an idle daemon should be idle
     "RAY_task_events_report_interval_ms": "0",
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # not ten times a second: who serves hears of a dead replica from HAProxy anyway
     "RAY_worker_niceness": "0",  # what serves is no background work; jobs lower their own priority
 }
 """Variables for a Ray that we start ourselves, on one machine."""

@@ -46,6 +46,9 @@ def tune(
     seed: int = 0,
 ) -> None:
     """Train all weights of a small base on a line's examples; what comes of it is a base of its own, for `base.source`."""
+    import os
+    from contextlib import redirect_stdout
+
     from learners.whole import Untunable, tune
     from service import lessons, screens
     from service.errors import BaseUnavailable
@@ -54,7 +57,7 @@ def tune(
     learning = Learning(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, max_length=max_length, seed=seed)
     given, base = lessons.read(file), _prepared(name, Quantization.NONE)
     try:
-        with screens.progress() as report:
+        with screens.progress() as report, Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
             tuned = tune(base, given, folder.absolute(), learning.model_dump(mode="json"), report)
     except Untunable as error:
         raise BaseUnavailable(str(error)) from None

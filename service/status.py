@@ -66,11 +66,11 @@ def lines(conn: Connection, settings: Settings) -> list[Json]:
 
 def examples(conn: Connection, line: str, capacity: int) -> list[Json]:
     """What a line remembers, of `capacity` in all, what waits to be learned, and what is held out, with what was said."""
-    fresh, held = ledger.fresh(conn, line), ledger.holdouts(conn, line)
-    asked = {asked_digest(line, one.messages) for one in fresh}
+    new, held = ledger.unlearned(conn, line), ledger.holdouts(conn, line)
+    asked = {asked_digest(line, one.messages) for one in new}
     old = (one for one in memory.remembered(conn, line, capacity) if asked_digest(line, one.messages) not in asked)
     names = ("id", "slice", "split", "source", "weight", "messages", "reply")
-    return [{name: getattr(one, name) for name in names} for one in (*old, *fresh, *chain.from_iterable(held.values()))]
+    return [{name: getattr(one, name) for name in names} for one in (*old, *new, *chain.from_iterable(held.values()))]
 
 
 def versions(conn: Connection, line: str) -> list[Json]:
