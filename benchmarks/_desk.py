@@ -18,7 +18,7 @@ import httpx
 LESSONS = 48
 CLIENTS = 4
 PATIENCE_SECONDS, PAUSE_SECONDS = 900.0, 0.5
-ENDS = ("rolling_back", "promoting", "expired", "aborted")
+ENDS = ("rejected", "rolling_back", "promoting", "expired", "aborted")
 
 
 @dataclass
@@ -72,15 +72,32 @@ class Desk:
 
         await asyncio.gather(*(one() for _ in range(CLIENTS)))
 
-    async def teach(self, thing: str, says: Callable[[int], str], first: int, lessons: int = LESSONS) -> None:
-        """So many corrections."""
+    async def teach(self, thing: str, says: Callable[[int], str], first: int, lessons: int = LESSONS) -> set[str]:
+        """So many corrections; their ids."""
+        taught = set()
         for number in range(first, first + lessons):
-            identity, reply = await self.ask(thing, number, f"agent-{number}")
+            inference, reply = await self.ask(thing, number, f"agent-{number}")
             self.replies.append(reply)
-            if not identity:  # a planted failure: the agent lets it be
+            if not inference:  # a planted failure: the agent lets it be
                 continue
-            lesson = {"inference_id": identity, "metric_name": "demonstration", "value": says(number)}
-            (await self.http.post("/feedback", json=lesson)).raise_for_status()
+            lesson = {"id": f"{self.line}-{number}", "inference_id": inference, "value": says(number)}
+            (await self.http.post("/feedback", json={**lesson, "metric_name": "demonstration"})).raise_for_status()
+            taught.add(lesson["id"])
+        return taught
+
+    async def hand(self, verb: str, **body: str) -> None:
+        """What a person does to the line's rollout."""
+        (await self.http.post(f"/api/rollouts/{self.line}/{verb}", json=body)).raise_for_status()
+
+    async def held(self) -> set[str]:
+        """Ids of the corrections that are held as harmful."""
+        told = (await self.http.get(f"/api/quarantine/{self.line}", params={"reason": "harmful"})).json()["data"]
+        return {one["feedback_id"] for one in told}
+
+    async def crowned_at(self) -> float:
+        """When the champion changed last: Unix seconds."""
+        told = (await self.http.get(f"/api/lines/{self.line}/history")).json()["data"]
+        return next(float(one["at"]) for one in told if one["alias"] == "champion")
 
     async def told(self) -> dict[str, Any]:
         """The line as the daemon's status has it."""

@@ -1,4 +1,4 @@
-"""The rollout with the real engine: a good candidate, one of shuffled labels, one that was misled about a slice, one that fails.
+"""The rollout with the real engine: a good candidate, and bad ones of each kind that it is to stop (`_scenes.py`).
 
 One daemon with two replicas and SmolLM2. Customers ask each line all the while and leave thumbs; agents correct; nobody tells
 the daemon what to do. Each scene is a line of its own, so that one's examples are not another's. It shows which candidates
@@ -11,27 +11,22 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import signal
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
-from _desk import LESSONS, Desk
+from _desk import Desk
 from _faults import FAILING
+from _scenes import SCENES, Finding
 from _servers import Server
 from rich.console import Console
 from rich.table import Table
 
 from service.ingress import free_port
-
-if TYPE_CHECKING:
-    pass
 
 TOML = """\
 data_dir = "{data}"
@@ -41,7 +36,7 @@ port = {port}
 source = "builtin:smollm2-135m"
 name = "base"
 max_model_len = 512
-max_resident = 9
+max_resident = 20
 [engine]
 replicas = {replicas}
 max_num_seqs = 16
@@ -50,14 +45,16 @@ extra_args = ["--middleware=_faults.EveryOther"]
 [feedback.metrics.thumb]
 type = "boolean"
 window_seconds = 5
+[judge]
+url = "http://127.0.0.1:{port}/v1"      # the base judges: badly, which is to be found out
+model = "base"
 """
 LINE = """\
 [lines.{name}.slices]
 colours = "colour"
 sizes = "size"
 [lines.{name}.learning]
-strategy = "naive"
-learning_rate = 2e-3
+{learning}
 epochs = 2
 batch_size = 8
 accumulation = 1
@@ -70,7 +67,7 @@ is_trigger = false
 [lines.{name}.gate]
 score = "exact_match"
 min_items = 5
-max_loss = 1                # the gate is blind to what an older slice loses: live traffic must find it
+{gate}
 [lines.{name}.rollout]
 weights = [0.5]
 step_min_units = 5
@@ -78,37 +75,29 @@ min_units = 20
 margin = 0.05
 multiplicity = "per_test"
 bake.holdback = 0
+{rollout}
 [lines.{name}.rollout.guardrails.error]
 kind = "error"
 margin = 0.3
 """
-MOST_FAILING, LONGEST_AFTER_SECONDS = 20, 2.0
-"""Replies of the failing candidate, and seconds from a verdict to the last reply of a bad one, at most."""
-LABELS = ("red", "blue", "green", "white")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What became of one candidate."""
-
-    scene: str
-    outcome: str
-    met: int
-    """Replies that the candidate gave, those that failed among them."""
-    seconds_after: float | None
-    """From the verdict to the candidate's last reply; None: it went live, or answered nobody."""
-    failed: int
-    """Requests that failed, without the planted ones."""
-    planted: int
-    took_seconds: float
-    is_as_it_should: bool
+BLIND = {"learning": 'strategy = "naive"\nlearning_rate = 2e-3', "gate": "max_loss = 1", "rollout": ""}
+"""It learns whatever it is told, and its gate overlooks what an older slice loses, so that others must find it."""
+LINES: dict[str, dict[str, Any]] = {
+    "desk": BLIND,
+    "care": BLIND,
+    "shade": {**BLIND, "rollout": "shadow.share = 1\nshadow.min_pairs = 15\nshadow.max_busy = 8\nshadow.max_seconds = 60"},
+    "ward": {"learning": "learning_rate = 1e-3\nreplay_ratio = 0.25", "gate": "max_loss = 0.2\nbisect = true", "rollout": ""},
+    "firm": {**BLIND, "rollout": "anchor.holdback = 0.2\nanchor.alarm = 100\nanchor.revert = 1000\nanchor.reverts = true"},
+    "help": BLIND,
+}
+"""What each line is told."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="the figures as one last line of JSON")
     parser.add_argument("--replicas", type=int, default=2)
-    parser.add_argument("--only", default="", help="scenes, of good,shuffled,misled,failing; the second needs the first")
+    parser.add_argument("--only", default="", help=f"scenes, of {','.join(SCENES)}; the second needs the first")
     said = parser.parse_args()
     scenes = said.only.split(",") if said.only else list(SCENES)
     console = Console(stderr=True, highlight=False, width=130)
@@ -127,7 +116,7 @@ def _daemon(folder: Path, replicas: int) -> Server:
     config = folder / "learnd.toml"
     config.write_text(
         TOML.format(data=folder / "data", port=port, replicas=replicas)
-        + "".join(LINE.format(name=name) for name in ("desk", "care", "help"))
+        + "".join(LINE.format(name=name, **told) for name, told in LINES.items())
     )
     path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH", ""))))
     command = [sys.executable, "-m", "service.cli", "serve", "--config", str(config)]
@@ -138,7 +127,7 @@ async def play(daemon: Server, scenes: Sequence[str], console: Console) -> list[
     """The scenes in turn."""
     limits = httpx.Limits(max_connections=32)
     async with httpx.AsyncClient(base_url=daemon.url, timeout=120, limits=limits) as http:
-        desks = {name: Desk(http, name, "colour", "red") for name in ("desk", "care", "help")}
+        desks = {name: Desk(http, name, "colour", "red") for name in LINES}
         findings = []
         for name in scenes:
             line, scene = SCENES[name]
@@ -146,84 +135,6 @@ async def play(daemon: Server, scenes: Sequence[str], console: Console) -> list[
             findings.append(finding := await scene(desks[line]))
             console.print(f"  {finding.outcome}")
         return findings
-
-
-async def good(desk: Desk) -> Finding:
-    """A candidate that its customers like goes live by itself."""
-    began = time.monotonic()
-    async with desk.open():
-        await desk.teach("colour", lambda _: "red", 10_000)
-        await desk.until(lambda told: told["champion"] == f"{desk.line}@v1")
-    return await _found("good", desk, 0, began, lambda told: told["state"] == "live" and told["has_passed"])
-
-
-async def shuffled(desk: Desk) -> Finding:
-    """A candidate of shuffled labels is rejected before it answers anybody."""
-    chance, began, first = random.Random(0), time.monotonic(), len(desk.replies)
-    before = (await desk.told())["jobs"]
-    async with desk.open():
-        await desk.teach("colour", lambda _: chance.choice(LABELS), 20_000)
-        told = await desk.until(lambda told: told["jobs"].get("rejected", 0) > before.get("rejected", 0))
-        await asyncio.sleep(5)
-    replies = desk.replies[first:]
-    strangers = {reply.version for reply in replies} - {f"{desk.line}@v1"}
-    reason = told["last_verdict"]["outcome"] if told["last_verdict"] else "?"
-    failed = sum(reply.status != 200 for reply in replies)
-    outcome = f"rejected by the gate ({reason}); answered by {', '.join(sorted(strangers)) or 'nobody but the champion'}"
-    is_well = not strangers and not failed and told["trial"] is None
-    return Finding("shuffled", outcome, 0, None, failed, 0, time.monotonic() - began, is_well)
-
-
-async def misled(desk: Desk) -> Finding:
-    """A candidate that passes the gate and answers one slice as its customers do not want is rolled back by their thumbs."""
-    await good(desk)
-    began, first = time.monotonic(), len(desk.replies)
-    async with desk.open():
-        await desk.teach("size", lambda _: "big", 30_000, LESSONS // 2)
-        await desk.teach("colour", lambda _: "blue", 40_000, LESSONS // 2)  # the agents are wrong: customers want red
-        await desk.until(lambda told: told["trials"].get("rolled_back", 0) > 0)
-        await asyncio.sleep(10)
-    return await _found("misled", desk, first, began, lambda told: told["state"] == "rolled_back" and "harm" in told["reason"])
-
-
-async def failing(desk: Desk) -> Finding:
-    """A candidate of whose requests every other fails is rolled back at once."""
-    began = time.monotonic()
-    async with desk.open():
-        await desk.teach("colour", lambda _: "red", 10_000)
-        await desk.until(lambda told: told["trials"].get("rolled_back", 0) > 0)
-        await asyncio.sleep(10)
-    found = await _found("failing", desk, 0, began, lambda told: told["state"] == "rolled_back")
-    return found if found.met <= MOST_FAILING else replace(found, is_as_it_should=False)
-
-
-SCENES = {
-    "good": ("desk", good),
-    "shuffled": ("desk", shuffled),
-    "misled": ("care", misled),
-    "failing": ("help", failing),
-}
-
-
-async def _found(scene: str, desk: Desk, first: int, began: float, is_well: Callable[[dict[str, Any]], bool]) -> Finding:
-    trial = (await desk.trials())[0]
-    candidate, decided = trial["candidate"], await desk.decided_at(trial["candidate"])
-    is_out, replies = trial["state"] == "rolled_back", desk.replies[first:]
-    met = [reply for reply in replies if reply.version == candidate and (is_out or reply.at <= decided)]
-    after = max((reply.at - decided for reply in met), default=0.0) if is_out else None
-    planted = sum(reply.status == httpx.codes.INTERNAL_SERVER_ERROR and scene == "failing" for reply in met)
-    failed = sum(reply.status != httpx.codes.OK for reply in replies) - planted
-    is_quick = after is None or after <= LONGEST_AFTER_SECONDS
-    return Finding(
-        scene=scene,
-        outcome=f"{trial['state']}: {trial['reason']}",
-        met=len(met),
-        seconds_after=after,
-        failed=failed,
-        planted=planted,
-        took_seconds=time.monotonic() - began,
-        is_as_it_should=is_well(trial) and is_quick and not failed,
-    )
 
 
 def _figures(found: Finding) -> dict[str, Any]:
