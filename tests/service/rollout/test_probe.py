@@ -1,8 +1,9 @@
 import math
+import random
 
 import pytest
 
-from service.rollout.probe import MIN_EFFECT, TOLERANCE, judge
+from service.rollout.probe import MIN_EFFECT, MOST_NOISE, TOLERANCE, judge
 
 BASE = [[-1.0, -2.0, -3.0], [-0.5, -4.0]]
 EFFECT = [[0.8, -0.4, 1.2], [-0.2, 2.0]]
@@ -64,6 +65,36 @@ def test_the_tolerance_is_a_border():
     off = add(ADAPTER, [[0.2, 0.2, 0.2], [0.2, 0.2]])
     assert not judge(fingerprint(ADAPTER), off, BASE).ok
     assert judge(fingerprint(ADAPTER), off, BASE, tolerance=0.21).ok
+
+
+def rounded(on_base, on_adapter, effect=0.5, tokens=400):
+    """A fingerprint, and what an engine says of that adapter, another one and the base, off by so many nats a token on average."""
+    chance = random.Random(0)
+
+    def draw(size):
+        return [[chance.gauss(0, size * math.sqrt(math.pi / 2)) for _ in range(tokens)]]
+
+    base, told, other = [[-2.0] * tokens], draw(effect), draw(effect)
+    seen, seen_other = (add(add(base, what), draw(on_adapter)) for what in (told, other))
+    return fingerprint(add(base, told), base), seen, seen_other, add(base, draw(on_base))
+
+
+def test_an_engine_that_rounds_its_inputs_may_be_twice_as_far_off_as_on_the_base():
+    told, seen, other, base = rounded(0.14, 0.22)  # int8 was seen at 0.14
+    result = judge(told, seen, base)
+    assert result.distance_to_fingerprint > TOLERANCE
+    assert result.ok
+    assert judge(told, other, base).reason == "fingerprint_mismatch"
+    assert (
+        judge(told, seen, rounded(0.01, 0)[3]).reason == "fingerprint_mismatch"
+    )  # an engine that hardly rounds has no such excuse
+
+
+def test_what_is_too_far_off_for_rounding_is_another_base():
+    told, seen, _, base = rounded(3 * MOST_NOISE, 3 * MOST_NOISE, effect=3)
+    result = judge(told, seen, base)
+    assert result.agreement == pytest.approx(1, abs=0.1)
+    assert result.reason == "fingerprint_mismatch"
 
 
 @pytest.mark.parametrize(
