@@ -80,7 +80,7 @@ def rounded(on_base, on_adapter, effect=0.5, tokens=400):
 
 
 def test_an_engine_that_rounds_its_inputs_may_be_twice_as_far_off_as_on_the_base():
-    told, seen, other, base = rounded(0.14, 0.22)  # int8 was seen at 0.14
+    told, seen, other, base = rounded(0.14, 0.22)  # about as int8 rounds
     result = judge(told, seen, base)
     assert result.distance_to_fingerprint > TOLERANCE
     assert result.ok
