@@ -113,7 +113,7 @@ class _Update:
         penalty = self._penalty(sum(example.reply_length for example in training))
         distillation = strategy.distillation(data.of("train", "remembered"), artifact.consolidation(self._parent), settings)
         metrics = fit(
-            self._model, self._tokenizer, training, data.of("validation"), options, self._kind, self._folder / "checkpoints",
+            self._model, self._tokenizer, training, data.validation(), options, self._kind, self._folder / "checkpoints",
             lambda told: self._report({"phase": "training", **told}), penalty, distillation,
         )  # fmt: skip
         if is_sharded(options) and self._is_main:
@@ -166,6 +166,10 @@ class _Data:
     def of(self, split: str, source: str = "") -> list[Encoded]:
         """The examples of one split, or of one source of it, in the plan's order."""
         return [row["encoded"] for row in self.rows if row["split"] == split and source in ("", row["source"])]
+
+    def validation(self) -> list[Encoded]:
+        """What decides which checkpoint is kept: of what is new, and of what was learned before, lest it be one that forgot."""
+        return [row["encoded"] for row in (*self.rows, *self.older) if row["split"] == "validation"]
 
     @cached_property
     def held_out(self) -> list[tuple[str, bool, list[str], list[Encoded]]]:

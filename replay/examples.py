@@ -170,8 +170,17 @@ def holdouts(conn: Connection, line: str, per_slice: int | None = None) -> dict[
     Of several for one interaction the last stands. `per_slice` bounds each by the hash of the id: the same ones each
     time.
     """
+    return _apart(conn, line, Split.HOLDOUT, per_slice)
+
+
+def validations(conn: Connection, line: str, per_slice: int | None = None) -> dict[str, list[Example]]:
+    """The same of the validation split: which checkpoint of a later job is kept, they decide with its own."""
+    return _apart(conn, line, Split.VALIDATION, per_slice)
+
+
+def _apart(conn: Connection, line: str, split: Split, per_slice: int | None) -> dict[str, list[Example]]:
     slices: dict[str, list[Example]] = {}
-    for held in _latest(_read(conn, _of(line, State.TRAINED).where(example.c.split == Split.HOLDOUT))):
+    for held in _latest(_read(conn, _of(line, State.TRAINED).where(example.c.split == split))):
         slices.setdefault(held.slice, []).append(held)
     return {name: rotated(members, per_slice) for name, members in sorted(slices.items())}
 

@@ -28,6 +28,7 @@ from replay.examples import (
     trained,
     unlearned,
     used_in,
+    validations,
     waiting,
 )
 from replay.intake import FeedbackConflict, chunks, give, give_all, interaction, record
@@ -72,6 +73,7 @@ __all__ = [
     "trained",
     "unlearned",
     "used_in",
+    "validations",
     "waiting",
 ]
 

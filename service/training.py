@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +32,8 @@ from service.transitions import Made
 
 HELD_OUT_PER_SLICE = 200
 """Older held-out examples of each slice that a job is measured on: each costs three forward passes; the next job takes others."""
+VALIDATED_PER_SLICE = 50
+"""Older validation examples of each slice that help to choose a checkpoint: each costs a forward pass at each validation."""
 
 
 class Launcher(Protocol):
@@ -173,6 +176,7 @@ class Training:
         kept = self._general(job, given, fresh, measured)
         plan = STRATEGIES[learning.strategy].plan(fresh, remembered, kept, learning.replay_ratio, learning.seed)
         older = [e for name, some in held.items() for e in ledger.rotated(some, HELD_OUT_PER_SLICE, seen[name])]
+        older += chain.from_iterable(ledger.validations(conn, job.line, VALIDATED_PER_SLICE).values())
         counted = looks.counted(fresh, jobs.judged(conn, job.line), held, golden, seen, HELD_OUT_PER_SLICE)
         spec = {
             "id": job.id,

@@ -66,6 +66,21 @@ def read(folder, name):
     return json.loads((folder / name).read_text())
 
 
+def test_older_examples_help_to_choose_a_checkpoint_and_are_not_trained_on(base, tmp_path, monkeypatch):
+    older = [example(n, "old", split=split) for n, split in enumerate((Split.VALIDATION, Split.HOLDOUT, Split.VALIDATION))]
+    folder, given = prepared(tmp_path / "j1", base, examples=[example(n) for n in range(20)], older=older), {}
+
+    def fit(model, tokenizer, training, validation, *_, **__):
+        given.update(training={e.key for e in training}, validation={e.key for e in validation})
+        raise InterruptedError
+
+    monkeypatch.setattr(job, "fit", fit)
+    with pytest.raises(InterruptedError):
+        job.run(folder)
+    assert given["validation"] == {key_of(name) for name in ("desk7", "desk17", "old0", "old2")}
+    assert given["training"] == {key_of(f"desk{n}") for n in range(20) if n % 10 < 7}
+
+
 def test_a_job_from_start_to_finish(folder, base):
     job.run(folder)
     slices = read(folder, "evaluation.json")["slices"]

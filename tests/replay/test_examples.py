@@ -104,6 +104,20 @@ def test_trained_and_held_out_never_meet_and_a_later_word_stands(conn, give):
     assert {e.split for e in held_out} == {Split.HOLDOUT}
 
 
+def test_validation_examples_are_kept_apart_by_slice_too(conn, give):
+    for i in range(60):
+        give(f"a{i}", "old", id=f"old{i}", slice="airline" if i % 2 else "headlines")
+    assert ledger.validations(conn, "desk") == {}  # nothing was learned
+    ledger.reserve(conn, "desk", "job-1")
+    ledger.consume(conn, "job-1", "desk@v1")
+    found = ledger.validations(conn, "desk")
+    assert {e.split for members in found.values() for e in members} == {Split.VALIDATION}
+    assert {name: {e.slice for e in members} for name, members in found.items()} == {name: {name} for name in found}
+    counted = sum(map(len, found.values())) + sum(map(len, ledger.holdouts(conn, "desk").values()))
+    assert counted + len(ledger.trained(conn, "desk")) == 60
+    assert all(len(members) == 1 for members in ledger.validations(conn, "desk", per_slice=1).values())
+
+
 def test_a_bound_on_held_out_examples_keeps_the_same_ones(conn, give):
     for i in range(60):
         give(f"a{i}")

@@ -88,7 +88,9 @@ class TestFromFeedbackToChampion:
         assert str(world.folder / "versions" / "desk" / "v1") in spec
         plan = (world.folder / "jobs" / "desk-job2" / "examples.jsonl").read_text()
         assert '"source": "remembered"' in plan
-        assert (world.folder / "jobs" / "desk-job2" / "older.jsonl").read_text()
+        older = [json.loads(row) for row in (world.folder / "jobs" / "desk-job2" / "older.jsonl").read_text().splitlines()]
+        assert {row["split"] for row in older} == {"holdout", "validation"}
+        assert {row["slice"] for row in older} == {"new"}
         assert [v.state for v in world.read(lambda conn: registry.versions(conn, LINE))] == ["live", "retired"]
         assert world.conductor.remembered(LINE).keys() == {"new", "second"}
 
