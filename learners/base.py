@@ -119,7 +119,7 @@ def _builtin(source: str, cache: Path, say: Say) -> Path:
         raise BaseMissing(f"the package {package.replace('_', '-')} is not installed: run `make setup`")
     say(f"dequantizing {file}, once")
     try:
-        _write_whole(folder, lambda aside: _dequantize(Path(places[0]), file, aside))
+        write_whole(folder, lambda aside: _dequantize(Path(places[0]), file, aside))
     except OSError as error:
         raise BaseMissing(f"cannot write {folder}: {error}") from error
     return folder
@@ -148,7 +148,7 @@ def _quantized(source: Path, name: str, quantization: str, cache: Path, say: Say
     from learners.calibrate import TooCoarse, quantize
 
     try:
-        _write_whole(folder, lambda aside: say(f"{quantization}: {quantize(source, aside, quantization, say)}"))
+        write_whole(folder, lambda aside: say(f"{quantization}: {quantize(source, aside, quantization, say)}"))
     except TooCoarse as error:
         raise BaseMissing(f"{source}: {error}") from error
     except OSError as error:
@@ -156,7 +156,7 @@ def _quantized(source: Path, name: str, quantization: str, cache: Path, say: Say
     return folder
 
 
-def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
+def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
     """Write a folder aside and rename it, the marker inside: there is all of it or none; who comes second gives way."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

@@ -15,13 +15,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from learners import adapter, compressed, precision
-from learners.artifact import flush
-from learners.base import DONE, BaseModel
+from learners.base import BaseModel, write_whole
 from learners.comparison import NEUTRAL
 from learners.encode import Encoded, Unencodable, encode
 from learners.evaluate import distributions, divergence, score
@@ -82,14 +82,13 @@ def tune(
     if not data.of("train"):
         raise Untunable("there is nothing to train on: no example of the split `train` that can be encoded")
     before, neutral = data.accuracies(model), distributions(model, data.neutral)
-    aside = out.with_name(f".{out.name}.aside")
-    shutil.rmtree(aside, ignore_errors=True)
-    told = fit(model, tokenizer, data.of("train"), data.of("validation"), settings, kind, aside / "checkpoints", report)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as checkpoints:  # each is larger than the base
+        told = fit(model, tokenizer, data.of("train"), data.of("validation"), settings, kind, Path(checkpoints), report)
     after, kl = data.accuracies(model), divergence(distributions(model, data.neutral), neutral)
     slices = tuple(Measured(name, len(some), before[name], after[name]) for name, some in data.held_out.items())
     tuned = Tuned(out, len(data.of("train")), data.skipped, slices, kl, told["train_runtime"])
-    _write(model, base, tuned, settings, aside)
-    aside.rename(out)
+    write_whole(out, lambda aside: _write(model, base, tuned, settings, aside))
     return tuned
 
 
@@ -119,8 +118,7 @@ class _Data:
 
 
 def _write(model: Any, base: BaseModel, tuned: Tuned, settings: Mapping[str, Any], folder: Path) -> None:
-    """The folder of a base, in the precision of the one that it was made from, with its record; the marker last."""
-    shutil.rmtree(folder, ignore_errors=True)  # the checkpoints
+    """The files of a base, in the precision of the one that it was made from, with its record."""
     served = json.loads((base.path / "config.json").read_text()).get("dtype", "bfloat16")
     model.to(getattr(torch, served)).save_pretrained(folder)
     for file in base.path.iterdir():
@@ -128,5 +126,3 @@ def _write(model: Any, base: BaseModel, tuned: Tuned, settings: Mapping[str, Any
             shutil.copyfile(file, folder / file.name)  # byte for byte: a version pins the tokenizer's digest and the template's
     record = {"base": {"name": base.name, **base.digests}, "learning": dict(settings), **asdict(tuned), "path": str(tuned.path)}
     (folder / RECORD).write_text(json.dumps(record, indent=1))
-    flush(*folder.iterdir(), folder)
-    (folder / DONE).touch()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -46,9 +48,6 @@ def tune(
     seed: int = 0,
 ) -> None:
     """Train all weights of a small base on a line's examples; what comes of it is a base of its own, for `base.source`."""
-    import os
-    from contextlib import redirect_stdout
-
     from learners.whole import Untunable, tune
     from service import lessons, screens
     from service.errors import BaseUnavailable

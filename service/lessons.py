@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from replay.records import Split
+from service import ndjson
 from service.errors import InvalidRequest
 
 
@@ -23,14 +24,4 @@ class Lesson(BaseModel):
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The examples in a file; raises `InvalidRequest` with the line and what is wrong with it."""
-    found = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            found.append(Lesson.model_validate_json(line).model_dump(mode="json"))
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise InvalidRequest(f"{path}:{number}: {field + ': ' if field else ''}{first['msg']}") from None
-    return found
+    return [row.model_dump(mode="json") for _, row in ndjson.rows(path.read_bytes(), path, Lesson, InvalidRequest)]

@@ -65,12 +65,13 @@ def lines(conn: Connection, settings: Settings) -> list[Json]:
 
 
 def examples(conn: Connection, line: str, capacity: int) -> list[Json]:
-    """What a line remembers, of `capacity` in all, what waits to be learned, and what is held out, with what was said."""
-    new, held = ledger.unlearned(conn, line), ledger.holdouts(conn, line)
+    """What a line remembers, of `capacity` in all, what waits to be learned, and what never trains, with what was said."""
+    new, apart = ledger.unlearned(conn, line), (ledger.validations(conn, line), ledger.holdouts(conn, line))
     asked = {asked_digest(line, one.messages) for one in new}
     old = (one for one in memory.remembered(conn, line, capacity) if asked_digest(line, one.messages) not in asked)
     names = ("id", "slice", "split", "source", "weight", "messages", "reply")
-    return [{name: getattr(one, name) for name in names} for one in (*old, *new, *chain.from_iterable(held.values()))]
+    rows = chain(old, new, *(members for some in apart for members in some.values()))
+    return [{name: getattr(one, name) for name in names} for one in rows]
 
 
 def versions(conn: Connection, line: str) -> list[Json]:

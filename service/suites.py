@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from replay.general import SHIPPED
+from service import ndjson
 from service.errors import SettingsError
 from service.settings import Closed, Learning, Settings
 
@@ -59,11 +60,10 @@ def read(path: Path) -> Suite:
         raw = path.read_bytes()
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
-    items: list[Item] = []
-    for number, line in enumerate(raw.splitlines(), 1):
-        if line.strip():
-            item = _item(line, f"{path}:{number}")
-            items.append(item if item.id else item.model_copy(update={"id": str(number)}))
+    items = [
+        item if item.id else item.model_copy(update={"id": str(number)})
+        for number, item in ndjson.rows(raw, path, Item, SettingsError)
+    ]
     if not items:
         raise SettingsError(f"{path} has no items: write one JSON object a line, with `messages` and `reply`")
     names = [item.id for item in items]
@@ -99,12 +99,3 @@ def check(settings: Settings) -> None:
                     f"lines.{line}.suites.{name}: {scored} scored items in {told.suites[name]} are too few to be judged: "
                     f"write {told.gate.min_items} (lines.{line}.gate.min_items), or mark them `must_pass`"
                 )
-
-
-def _item(line: bytes, where: str) -> Item:
-    try:
-        return Item.model_validate_json(line)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise SettingsError(f"{where}: {f'{key}: ' if key else ''}{first['msg']}") from None

@@ -109,7 +109,7 @@ async def test_what_a_line_learns_from_can_be_had_whole(client, keeper):
     await client.post(f"/api/lines/{LINE}/promote")
     await until(keeper, [replica], lambda line: line["champion"])
     after = {one["id"]: one for one in (await read(client, path))["data"]}
-    assert after.keys() == {one["id"] for one in fresh if one["split"] != "validation"}
+    assert after.keys() == {one["id"] for one in fresh}
     assert all((one["source"] == "remembered") == (one["split"] == "train") for one in after.values())
     await read(client, "/api/lines/nobody/examples", 404)
 
