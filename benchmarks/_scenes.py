@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
-from _desk import LESSONS, Desk
+from _desk import LESSONS, Desk, Reply
 
 MOST_FAILING, LONGEST_AFTER_SECONDS = 20, 2.0
 """Replies of the failing candidate, and seconds from a verdict to the last reply of a bad one, at most."""
@@ -54,7 +54,7 @@ async def shuffled(desk: Desk) -> Finding:
     replies = desk.replies[first:]
     strangers = {reply.version for reply in replies} - {f"{desk.line}@v1"}
     reason = told["last_verdict"]["outcome"] if told["last_verdict"] else "?"
-    failed = sum(reply.status != 200 for reply in replies)
+    failed = _failed(replies)
     outcome = f"rejected by the gate ({reason}); answered by {', '.join(sorted(strangers)) or 'nobody but the champion'}"
     is_well = not strangers and not failed and told["trial"] is None
     return Finding("shuffled", outcome, 0, None, failed, 0, time.monotonic() - began, is_well)
@@ -62,24 +62,12 @@ async def shuffled(desk: Desk) -> Finding:
 
 async def misled(desk: Desk) -> Finding:
     """A candidate that passes the gate and answers one slice as its customers do not want is rolled back by their thumbs."""
-    await good(desk)
-    began, first = time.monotonic(), len(desk.replies)
-    async with desk.open():
-        await _mislead(desk)
-        await desk.until(lambda told: told["trials"].get("rolled_back", 0) > 0)
-        await asyncio.sleep(10)
-    return await _found("misled", desk, first, began, lambda told: told["state"] == "rolled_back" and "harm" in told["reason"])
+    return await _stopped("misled", desk, "rolled_back")
 
 
 async def shadowed(desk: Desk) -> Finding:
     """The same one is rejected before it answers anybody, where it answers in the shadow first."""
-    await good(desk)
-    began, first = time.monotonic(), len(desk.replies)
-    async with desk.open():
-        await _mislead(desk)
-        await desk.until(lambda told: told["trials"].get("rejected", 0) > 0)
-    found = await _found("shadowed", desk, first, began, lambda told: told["state"] == "rejected" and "harm" in told["reason"])
-    shadow = (await desk.trials())[0]["shadow"]
+    found, shadow = await _stopped("shadowed", desk, "rejected"), (await desk.trials())[0]["shadow"]
     told = f"{found.outcome}; {shadow['pairs']} comparisons; the judge: {shadow['judge'] or 'has judged nothing'}"
     return replace(found, outcome=told, is_as_it_should=found.is_as_it_should and not found.met)
 
@@ -92,7 +80,7 @@ async def poisoned(desk: Desk) -> Finding:
         wrong = await _mislead(desk)
         await desk.until(lambda told: bool(told["bisection"] and told["bisection"]["outcome"]))
     named, replies = await desk.held(), desk.replies[first:]
-    failed = sum(reply.status != httpx.codes.OK for reply in replies)
+    failed = _failed(replies)
     met = sum(reply.version != f"{desk.line}@v1" for reply in replies)
     outcome = (
         f"rejected by the gate; held: {len(named & wrong)} of the {len(wrong)} wrong lessons, {len(named - wrong)} right ones"
@@ -113,7 +101,7 @@ async def decayed(desk: Desk) -> Finding:
         await desk.until(lambda told: told["champion"] == f"{desk.line}@v2")
         told = await desk.until(lambda told: told["champion"] == f"{desk.line}@v1")
         await asyncio.sleep(10)
-    replies, failed = desk.replies[first:], sum(reply.status != httpx.codes.OK for reply in desk.replies[first:])
+    replies, failed = desk.replies[first:], _failed(desk.replies[first:])
     met = [reply for reply in replies if reply.version == f"{desk.line}@v2"]
     after = max(reply.at for reply in met) - await desk.crowned_at()
     stands = told["anchor"]
@@ -151,14 +139,29 @@ async def _mislead(desk: Desk) -> set[str]:
     return await desk.teach("colour", lambda _: "blue", 10_500, LESSONS // 2)
 
 
+async def _stopped(scene: str, desk: Desk, state: str) -> Finding:
+    """Mislead a line that has a champion; its candidate must come to that state, by harm."""
+    await good(desk)
+    began, first = time.monotonic(), len(desk.replies)
+    async with desk.open():
+        await _mislead(desk)
+        await desk.until(lambda told: told["trials"].get(state, 0) > 0)
+        await asyncio.sleep(10)
+    return await _found(scene, desk, first, began, lambda told: told["state"] == state and "harm" in told["reason"])
+
+
+def _failed(replies: Sequence[Reply]) -> int:
+    return sum(reply.status != httpx.codes.OK for reply in replies)
+
+
 async def _found(scene: str, desk: Desk, first: int, began: float, is_well: Callable[[dict[str, Any]], bool]) -> Finding:
     trial = (await desk.trials())[0]
     candidate, decided = trial["candidate"], await desk.decided_at(trial["candidate"])
-    is_out, replies = trial["state"] == "rolled_back", desk.replies[first:]
+    is_out, replies = trial["state"] in {"rolled_back", "rejected"}, desk.replies[first:]
     met = [reply for reply in replies if reply.version == candidate and (is_out or reply.at <= decided)]
-    after = max((reply.at - decided for reply in met), default=0.0) if is_out else None
+    after = max(reply.at - decided for reply in met) if is_out and met else None
     planted = sum(reply.status == httpx.codes.INTERNAL_SERVER_ERROR and scene == "failing" for reply in met)
-    failed = sum(reply.status != httpx.codes.OK for reply in replies) - planted
+    failed = _failed(replies) - planted
     is_quick = after is None or after <= LONGEST_AFTER_SECONDS
     return Finding(
         scene=scene,
