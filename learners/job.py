@@ -168,7 +168,7 @@ class _Data:
         return [row["encoded"] for row in self.rows if row["split"] == split and source in ("", row["source"])]
 
     def validation(self) -> list[Encoded]:
-        """What decides which checkpoint is kept: of what is new, and of what was learned before, lest it be one that forgot."""
+        """What decides which checkpoint is kept: of what is new, and of other slices, lest it be one that forgot."""
         return [row["encoded"] for row in (*self.rows, *self.older) if row["split"] == "validation"]
 
     @cached_property

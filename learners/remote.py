@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray.train import RunConfig, ScalingConfig
+from ray.train import RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from learners.job import run
@@ -29,9 +32,34 @@ def train(folder: Path, *, workers: int, use_gpu: bool, cpus_per_worker: float, 
         train_loop_config={"folder": str(folder), "threads": threads, "nice": nice},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        run_config=RunConfig(name="ray", storage_path=str(folder), worker_runtime_env={"env_vars": _ENVIRONMENT}),
+        run_config=RunConfig(
+            name="ray", storage_path=str(folder), worker_runtime_env={"env_vars": _ENVIRONMENT}, callbacks=[Leaving()]
+        ),
     )
     trainer.fit()
+
+
+class Leaving(UserCallback):  # type: ignore[misc] # ray is untyped
+    """Where it arrives, in the process of Ray Train's controller, that process ends without Ray's native destructors.
+
+    One of Ray 2.60's (`~Publisher`) posts to the queue that is being destroyed and may wait for its lock for ever: 400 MB,
+    which outlive the daemon. Ray has disconnected and flushed before Python's exit handlers run.
+    """
+
+    def __reduce__(self) -> tuple[Callable[[], Leaving], tuple[()]]:
+        """What `pickle` makes of it at the other end."""
+        return _leaving, ()
+
+
+def _leaving() -> Leaving:
+    atexit.register(_leave)
+    return Leaving()
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _work(config: dict[str, Any]) -> None:

@@ -33,7 +33,8 @@ from service.transitions import Made
 HELD_OUT_PER_SLICE = 200
 """Older held-out examples of each slice that a job is measured on: each costs three forward passes; the next job takes others."""
 VALIDATED_PER_SLICE = 50
-"""Older validation examples of each slice that help to choose a checkpoint: each costs a forward pass at each validation."""
+"""Older validation examples of each slice that help to choose a checkpoint, where a job teaches nothing new: in its own slices
+what is new has the last word. Each costs a forward pass at each validation."""
 
 
 class Launcher(Protocol):
@@ -176,7 +177,8 @@ class Training:
         kept = self._general(job, given, fresh, measured)
         plan = STRATEGIES[learning.strategy].plan(fresh, remembered, kept, learning.replay_ratio, learning.seed)
         older = [e for name, some in held.items() for e in ledger.rotated(some, HELD_OUT_PER_SLICE, seen[name])]
-        older += chain.from_iterable(ledger.validations(conn, job.line, VALIDATED_PER_SLICE).values())
+        choosing, taught = ledger.validations(conn, job.line, VALIDATED_PER_SLICE), {example.slice for example in fresh}
+        older += chain.from_iterable(some for name, some in choosing.items() if name not in taught)
         counted = looks.counted(fresh, jobs.judged(conn, job.line), held, golden, seen, HELD_OUT_PER_SLICE)
         spec = {
             "id": job.id,

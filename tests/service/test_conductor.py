@@ -91,6 +91,13 @@ class TestFromFeedbackToChampion:
         older = [json.loads(row) for row in (world.folder / "jobs" / "desk-job2" / "older.jsonl").read_text().splitlines()]
         assert {row["split"] for row in older} == {"holdout", "validation"}
         assert {row["slice"] for row in older} == {"new"}
+        world.demonstrate(40, slice="second")
+        world.until(lambda w: w.job.id == "desk-job3" and w.job.state is jobs.State.RUNNING)
+        older = [json.loads(row) for row in (world.folder / "jobs" / "desk-job3" / "older.jsonl").read_text().splitlines()]
+        by_split = {split: {row["slice"] for row in older if row["split"] == split} for split in ("holdout", "validation")}
+        assert by_split == {"holdout": {"new", "second"}, "validation": {"new"}}, (
+            "what a slice says now may contradict what it said"
+        )
         assert [v.state for v in world.read(lambda conn: registry.versions(conn, LINE))] == ["live", "retired"]
         assert world.conductor.remembered(LINE).keys() == {"new", "second"}
 
