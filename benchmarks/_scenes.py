@@ -77,7 +77,7 @@ async def poisoned(desk: Desk) -> Finding:
     await good(desk)
     began, first = time.monotonic(), len(desk.replies)
     async with desk.open():
-        wrong = await _mislead(desk)
+        wrong = await _mislead(desk, 10_500, LESSONS // 2)  # so near the right ones that the gate sees what they cost
         await desk.until(lambda told: bool(told["bisection"] and told["bisection"]["outcome"]))
     named, replies = await desk.held(), desk.replies[first:]
     failed = _failed(replies)
@@ -133,10 +133,10 @@ SCENES: dict[str, tuple[str, Callable[[Desk], Awaitable[Finding]]]] = {
 """Each with its line."""
 
 
-async def _mislead(desk: Desk) -> set[str]:
+async def _mislead(desk: Desk, first: int = 40_000, lessons: int = LESSONS) -> set[str]:
     """Teach a new thing rightly and a known one wrongly: customers want red. The wrong lessons' ids."""
     await desk.teach("size", lambda _: "big", 30_000, LESSONS // 2)
-    return await desk.teach("colour", lambda _: "blue", 10_500, LESSONS // 2)
+    return await desk.teach("colour", lambda _: "blue", first, lessons)
 
 
 async def _stopped(scene: str, desk: Desk, state: str) -> Finding:

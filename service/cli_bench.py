@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import subprocess
+import os
 import sys
 from pathlib import Path
 
@@ -27,4 +27,5 @@ def bench(
         return
     if name not in scripts:
         raise typer.BadParameter(f"there is no benchmark {name!r}; there are {', '.join(scripts)}")
-    raise typer.Exit(subprocess.run([sys.executable, scripts[name], *context.args], check=False).returncode)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, str(scripts[name]), *context.args])  # in this process: Ctrl-C is the script's own
