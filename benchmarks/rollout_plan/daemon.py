@@ -110,8 +110,8 @@ def _check_chain(conn: Any) -> None:
         assert all(told["is_same"] for told in status.replay(conn, one.id)), f"a verdict on {one.id} is not what its facts give"
 
 
-def harmful(folder: Path, seed: int) -> tuple[int, int]:
-    """Units that a candidate of -.20 answers until it is rolled back, and its requests after that."""
+def harmful(folder: Path, seed: int) -> tuple[int, int, int]:
+    """Pairs that roll a candidate of -.20 back, units that it has answered by then, and its requests after that."""
     world = opened(folder, {**SETTINGS, "lines": {LINE: {**QUICK["lines"][LINE], "rollout": {**POLICY, "margin": 0.05}}}}, seed)
     world.quality[f"{LINE}@v1"] = Hidden.usual - 0.2
     end = one_trial(world, customers=4)
@@ -119,8 +119,9 @@ def harmful(folder: Path, seed: int) -> tuple[int, int]:
     for _ in range(20):
         world.step(customers=4)
     after = asked_of(world, end.candidate, after=end.ended_at or 0.0)
+    look = world.read(lambda conn: trials.last_look(conn, end.id))
     world.writer.close()
-    return (answered, after) if end.stage is Stage.ROLLED_BACK else (10**6, after)
+    return (look.pairs, answered, after) if look and end.stage is Stage.ROLLED_BACK else (10**6, 10**6, after)
 
 
 class Half:
@@ -173,9 +174,10 @@ def t15(scale: Scale) -> Iterator[Check]:
         yield Check("T15", "A/A: share that goes live, not being worse", share, least=0.8 if scale.is_full else 0.5)
         met = [harmful(folder / f"harm{seed}", seed) for seed in range(25 if scale.is_full else 2)]
         if scale.is_full:
-            median = statistics.median(answered for answered, _ in met)
-            yield Check("T15", "-.20: median units until the rollback", median, most=1.15 * 138)
-        yield Check("T15", "-.20: requests after the rollback", sum(after for _, after in met), most=0)
+            pairs, answered = (statistics.median(one[what] for one in met) for what in (0, 1))
+            yield Check("T15", "-.20: median pairs that roll it back", pairs, most=1.15 * 138)
+            yield Check("T15", "-.20: median units until the rollback", answered, most=1.15 * 138)
+        yield Check("T15", "-.20: requests after the rollback", sum(after for *_, after in met), most=0)
         failed = [erring(folder / f"err{seed}", seed) for seed in range(10 if scale.is_full else 2)]
         yield Check("T15", "every other reply fails: rolled back, share", sum(done for done, _ in failed) / len(failed), least=1)
         yield Check("T15", "every other reply fails: most requests met by then", max(n for _, n in failed), most=20)
