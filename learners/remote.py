@@ -19,7 +19,7 @@ _MEMORY = {"hugetlb": 1, "mmap_threshold": 2**32, "trim_threshold": 2**34}
 
 _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # a thread that waits leaves its core to what serves,
-    "GOMP_SPINCOUNT": "20000",  # after less than a millisecond in GNU's OpenMP: to sleep at once slows a step by a third
+    "GOMP_SPINCOUNT": "20000",  # but not at once, in GNU's OpenMP: a step has thousands of such moments
     "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in _MEMORY.items()),
 }
 """Variables of a worker's process, read before its first line."""

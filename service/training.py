@@ -33,8 +33,8 @@ from service.transitions import Made
 HELD_OUT_PER_SLICE = 200
 """Older held-out examples of each slice that a job is measured on: each costs three forward passes; the next job takes others."""
 VALIDATED_PER_SLICE = 50
-"""Older validation examples of each slice that help to choose a checkpoint, where a job teaches nothing new: in its own slices
-what is new has the last word. Each costs a forward pass at each validation."""
+"""Older validation examples that help to choose a checkpoint, of each slice that the job does not teach: where it does, they may
+say the opposite of what is new. Each costs a forward pass at each validation."""
 
 
 class Launcher(Protocol):
