@@ -19,8 +19,8 @@ def figures_of(bench: Bench) -> dict[str, Any]:
     def ours(load: str, clients: int) -> tuple[str, str, int]:
         return ("learnd", load, clients)
 
-    def vs_bare(clients: int) -> dict[str, float | None]:
-        pair = ours("base", clients), ("bare", "base", clients)
+    def vs(server: str, clients: int) -> dict[str, float | None]:
+        pair = ours("base", clients), (server, "base", clients)
         return {"throughput": bench.ratio(*pair, throughput).middle, "ttft_p50": bench.ratio(*pair, ttft).middle}
 
     def vs_naive() -> float | None:
@@ -34,7 +34,8 @@ def figures_of(bench: Bench) -> dict[str, Any]:
         return {"base": base, "adapter": adapter, "bytes": None if size is None else round(size, 3)}
 
     return {
-        "vs_bare_vllm": {f"c{clients}": vs_bare(clients) for clients in (8, 16)},
+        "vs_bare_vllm": {f"c{clients}": vs("bare", clients) for clients in (8, 16)},
+        "vs_own_engine": {f"c{clients}": vs("engine", clients) for clients in (8, 16)},
         "adapter_vs_base": {f"c{n}": bench.ratio(ours("one", n), ours("base+", n), throughput).middle for n in (1, 8)},
         "mixed4_vs_base": {"c8": bench.ratio(ours("mixed4", 8), ours("base+", 8), throughput).middle},
         "vs_stock_lora": {"c8": bench.ratio(ours("one+", 8), ("bare", "one", 8), throughput).middle},
@@ -86,9 +87,11 @@ def _quantiles(values: Sequence[float]) -> str:
 
 
 def _ratios(bench: Bench) -> Iterator[tuple[str, str]]:
-    for clients in (1, 8, 16):
-        pair = ("learnd", "base", clients), ("bare", "base", clients)
-        yield f"learnd / bare vLLM, c{clients}", f"tokens/s {bench.ratio(*pair, throughput)}, TTFT p50 {bench.ratio(*pair, ttft)}"
+    for server, told in (("bare", "bare vLLM"), ("engine", "its engine alone")):
+        for clients in (1, 8, 16):
+            pair = ("learnd", "base", clients), (server, "base", clients)
+            figures = f"tokens/s {bench.ratio(*pair, throughput)}, TTFT p50 {bench.ratio(*pair, ttft)}"
+            yield f"learnd / {told}, c{clients}", figures
     for load, clients in (("one", 1), ("one", 8), ("mixed4", 8)):
         told = bench.ratio(("learnd", load, clients), ("learnd", "base+", clients), throughput)
         yield f"{load} / base, c{clients}", f"tokens/s {told}"

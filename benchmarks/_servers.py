@@ -169,6 +169,15 @@ def bare(folder: Path, settings: Settings, base: BaseModel, adapters: Mapping[st
     return Server("bare", folder, command, "/health", port, **variables, GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
 
 
+def engine(folder: Path, data: Path, source: str, dtype: str, adapters: Mapping[str, Path]) -> Server:
+    """The engine that learnd starts, behind uvicorn alone: what learnd itself costs shows beside it."""
+    port = free_port()
+    script = Path(__file__).parent / "_engine.py"
+    command = [sys.executable, "-W", "ignore", str(script), str(port), str(data), source, dtype]
+    named = [f"{name}={path}" for name, path in adapters.items()]
+    return Server("engine", folder, [*command, *named], "/health", port, GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
+
+
 def learnd(
     folder: Path, data: Path, source: str, *, dtype: str = "bfloat16", epochs: float = 2, quantization: str = "none"
 ) -> Server:

@@ -1,4 +1,4 @@
-"""Serving, side by side: bare vLLM, learnd with recording on, Transformers with PEFT; adapters, fewer bits, a swap, a job.
+"""Serving, side by side: bare vLLM, learnd, its engine alone, Transformers with PEFT; adapters, fewer bits, a swap, a job.
 
 The servers run on this machine at once and are asked in turns, A B A B, each while the other's processes are stopped (SIGSTOP),
 since an idle server polls. Figures are ratios of neighbouring turns: their median, with the lowest and the highest. `--quick` has
@@ -23,7 +23,7 @@ import httpx
 from _cells import Bench, ttft
 from _load import Reply, Turn, ask, drive, keep_asking, prompts, quantile
 from _report import figures_of, findings, plot, table
-from _servers import LINES, Server, bare, learnd, make_versions, naive, settings_of, tiny_base
+from _servers import LINES, Server, bare, engine, learnd, make_versions, naive, settings_of, tiny_base
 from rich.console import Console
 
 from learners.base import prepare
@@ -81,30 +81,39 @@ def run(bench: Bench, folder: Path, parts: Sequence[str], source: str, dtype: st
     four = {name: path for name, path in adapters.items() if name in MIXED}
     with contextlib.ExitStack() as running:
         ours = running.enter_context(learnd(folder, data, source, dtype=dtype, epochs=2 if bench.quick else 4))
-        stock = None
         bench.note("learnd: ready in", f"{ours.start_seconds:.1f} s; memory {ours.peak_bytes / 2**30:.2f} GiB before any request")
         if {"gateway", "adapters"} & set(parts):
-            stock = running.enter_context(bare(folder, settings, base, four))
-            bench.note("bare vLLM: ready in", f"{stock.start_seconds:.1f} s; memory {stock.peak_bytes / 2**30:.2f} GiB")
-            for server in (ours, stock):
-                drive(server.port, [*MIXED], 4, 2, prompts(50_000), tokens=8)  # warm: lazy imports, first kernels
-        if stock and "gateway" in parts:
-            gateway(bench, ours, stock)
-        if stock and "adapters" in parts:
-            of_adapters(bench, ours, stock)
-        if stock:
-            stock.stop()
+            with bare(folder, settings, base, four) as stock:
+                bench.note("bare vLLM: ready in", f"{stock.start_seconds:.1f} s; memory {stock.peak_bytes / 2**30:.2f} GiB")
+                warm(ours)
+                warm(stock)
+                if "gateway" in parts:
+                    with contextlib.nullcontext() if bench.quick else engine(folder, data, source, dtype, four) as own:
+                        gateway(bench, ours, [stock, own] if own else [stock])
+                if "adapters" in parts:
+                    of_adapters(bench, ours, stock)
         if "naive" in parts and bench.has_time("Transformers"):
             with naive(folder, base, four) as other:
-                bench.turns([(ours, "one", [ONE]), (other, "one", [ONE])], 8, waves=1, turns=1 if bench.quick else 2)
-                bench.turns([(ours, "base", [BASE]), (other, "base", [BASE])], 1, waves=2, turns=1 if bench.quick else 2)
-                bench.note("Transformers fp32: memory", f"{other.peak_bytes / 2**30:.2f} GiB")
+                of_naive(bench, ours, other)
         if "quantized" in parts:
             for quantization in QUANTIZATIONS:
                 of_quantized(bench, Path(folder), ours, source, dtype, quantization)
         alone(bench, ours, parts)
         ours.weigh()
         bench.note("learnd: peak memory of the whole tree", f"{ours.peak_bytes / 2**30:.2f} GiB (PSS)")
+
+
+def warm(server: Server) -> None:
+    """Lazy imports, first kernels."""
+    drive(server.port, [*MIXED], 4, 2, prompts(50_000), tokens=8)
+
+
+def of_naive(bench: Bench, ours: Server, other: Server) -> None:
+    """One adapter at eight clients, the base at one."""
+    turns = 1 if bench.quick else 2
+    bench.turns([(ours, "one", [ONE]), (other, "one", [ONE])], 8, waves=1, turns=turns)
+    bench.turns([(ours, "base", [BASE]), (other, "base", [BASE])], 1, waves=2, turns=turns)
+    bench.note("Transformers fp32: memory", f"{other.peak_bytes / 2**30:.2f} GiB")
 
 
 def alone(bench: Bench, ours: Server, parts: Sequence[str]) -> None:
@@ -118,21 +127,24 @@ def alone(bench: Bench, ours: Server, parts: Sequence[str]) -> None:
             bench.note("training", f"not measured: {error}")
 
 
-def gateway(bench: Bench, ours: Server, stock: Server) -> None:
-    """Learnd and bare vLLM on the base, and who uses the processor while."""
+def gateway(bench: Bench, ours: Server, others: Sequence[Server]) -> None:
+    """Learnd and the others on the base, and who uses the processor while."""
+    for other in others:
+        warm(other)
+        other.pause()
     idle_before, began = ours.cpu_seconds(), time.monotonic()
     time.sleep(3)
     spent = sum(ours.cpu_seconds().values()) - sum(idle_before.values())
     idle = spent / (time.monotonic() - began)
     bench.note("learnd: idle, cores used", f"{idle:.2f} of {os.cpu_count()}")
     for clients in (8, 16, 1):
-        before = (ours.cpu_seconds(), stock.cpu_seconds())
-        bench.turns([(stock, "base", [BASE]), (ours, "base", [BASE])], clients, waves=2 if clients == 1 else 0)
-        for server, start in zip((ours, stock), before, strict=True):
+        before = {server.name: server.cpu_seconds() for server in (ours, *others)}
+        bench.turns([(server, "base", [BASE]) for server in (*others, ours)], clients, waves=2 if clients == 1 else 0)
+        for server in (ours, *others):
             if (server.name, "base", clients) not in bench.cells:
                 continue
             tokens = sum(r.tokens for turn in bench.cells[server.name, "base", clients].turns for r in turn.good)
-            spent = {name: seconds - start.get(name, 0.0) for name, seconds in server.cpu_seconds().items()}
+            spent = {name: seconds - before[server.name].get(name, 0.0) for name, seconds in server.cpu_seconds().items()}
             told = ", ".join(f"{n} {1000 * s / tokens:.2f}" for n, s in sorted(spent.items(), key=lambda x: -x[1]) if s > 0.05)
             bench.note(f"{server.name} c{clients}: CPU ms per token", told)
 

@@ -59,6 +59,7 @@ def examine(settings: Settings) -> list[Check]:
         training(missing(settings.training)),
         data_dir(settings.data_dir),
         processor(Path("/proc/cpuinfo"), platform.machine()),
+        compiler(shutil.which(os.environ.get("CXX", "c++")), is_needed=not settings.engine.gpus),
         gpu(wanted=settings.engine.gpus * settings.engine.replicas + settings.training.is_on_gpu * settings.training.workers),
     ]
 
@@ -134,6 +135,13 @@ def port(name: str, host: str, number: int, advice: str) -> Check:
         except OSError as error:
             return Check(name, "fail", f"{host}:{number}: {error.strerror}", advice)
     return Check(name, "ok", f"{host}:{number} is free")
+
+
+def compiler(path: str | None, *, is_needed: bool) -> Check:
+    """On a CPU the kernel for adapters is compiled here."""
+    if path or not is_needed:
+        return Check("compiler", "ok", path or "none, and none is needed on a GPU")
+    return Check("compiler", "warn", "no C++ compiler", "install g++ (or set CXX): without it adapters answer more slowly")
 
 
 def disk(folder: Path, least: float = 2, comfortable: float = 10) -> Check:

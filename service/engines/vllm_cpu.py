@@ -1,24 +1,20 @@
-"""vLLM's LoRA on CPUs, mended: a `vllm.general_plugins` entry point that vLLM calls in each of its processes.
+"""vLLM on CPUs, mended: a `vllm.general_plugins` entry point that vLLM calls in each of its processes.
 
-vLLM's CPU kernels gather a copy of the adapter for every token, which makes adapter traffic several times slower than
-the base, and in a mixed batch they give the rows without an adapter the last slot's (vllm#48421). Here a step's few rows, as in
-decoding, go through the factors of all its adapters in one product, of which each row keeps its own adapter's part; many rows,
-as of prompts, are grouped by adapter, once a step, with a product for each. The slices of a layer (q, k, v; gate, up) lie in one
-storage, so that they are one product too, in fp32 where small bf16 products are slow. And a base whose weights oneDNN has packed
-away has `layer.weight = None`, where vLLM then looks for a device. Embedding and logits adapters are left to vLLM's code.
+vLLM's CPU kernels for LoRA gather a copy of the adapter for every token, which makes adapter traffic several times slower than
+the base, and in a mixed batch they give the rows without an adapter the last slot's (vllm#48421). Here a step's few rows of each
+adapter, as in decoding, go through a kernel of our own (native.py), all adapters in one call for a layer; an adapter's many rows,
+as of prompts, are a product each. The slices of a layer (q, k, v; gate, up) lie in one storage. A base whose weights oneDNN has
+packed away has `layer.weight = None`, where vLLM then looks for a device. Norms and activations are in vllm_cpu_layers.py.
+Embedding and logits adapters are left to vLLM's code.
 
 Off with LEARND_CPU_LORA=0, on other platforms and, with a warning, under a vLLM that it was not tested with.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
-import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache
 from typing import Any, Self
 
 import torch
@@ -29,18 +25,16 @@ from vllm.lora.layers.column_parallel_linear import MergedColumnParallelLinearWi
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms import current_platform
 
+from service.engines import native
 from service.engines.vllm import SWITCH
+from service.engines.vllm_cpu_layers import use_kernels
 
 TESTED_VERSIONS = ("0.32.",)
 
 FEW_ROWS = 32
-"""Up to so many rows, one product for all beats one for each adapter and slice; with more, what it makes for nothing costs."""
+"""Neighbours of one adapter; for more, PyTorch's large products are faster than the kernel."""
 
-MANY_RUNS = 16
-"""With more of them a product for each costs more than gathering an adapter's rows."""
-
-Rows = slice | torch.Tensor
-"""Which rows of a batch belong together: a run of neighbours, else their indices."""
+MATRIX = 2
 
 log = logging.getLogger("vllm.learnd_cpu_lora")
 
@@ -54,59 +48,44 @@ def register() -> None:
         return
     kernels = f"{GroupedPunicaWrapper.__module__}.{GroupedPunicaWrapper.__qualname__}"
     type(current_platform).get_punica_wrapper = classmethod(lambda _: kernels)
+    use_kernels()
     _find_packed_layers()
     for layer in (BaseLinearLayerWithLoRA, MergedColumnParallelLinearWithLoRA):
         _fuse_storage_of(layer)
 
 
-class Slices(tuple[torch.Tensor, ...]):  # noqa: SLOT001 - it has an attribute, which a tuple's slots cannot hold
+class Slices(tuple[torch.Tensor, ...]):  # noqa: SLOT001 - it has attributes, which a tuple's slots cannot hold
     """The stacked A, or B, of a layer's slices, as vLLM keeps them: all of them views of `whole`."""
 
     whole: torch.Tensor
-    """Of A (slots, slices · rank, inputs); of B (slots, slices · rank, outputs), block-diagonal."""
+    """Of A (slots, slices · rank, inputs); of B (slots, rank, outputs)."""
+    layer: native.Layer
+    """A and B together, for the kernel."""
 
     @classmethod
-    def of(cls, views: Iterable[torch.Tensor], whole: torch.Tensor) -> Self:
+    def of(cls, views: Iterable[torch.Tensor], whole: torch.Tensor, layer: native.Layer) -> Self:
         """Views with what they are views of."""
         made = cls(views)
-        made.whole = whole
+        made.whole, made.layer = whole, layer
         return made
 
 
-@dataclass(frozen=True)
-class Few:
-    """A batch of few rows: which slots its adapters lie in, and what each row must not take from them."""
-
-    slots: slice
-    """From the first slot in use to the last."""
-    foreign: torch.Tensor | None
-    """(rows, slots, 1), True where a slot is not the row's own; None: there is one slot, and it is every row's."""
-
-    @classmethod
-    def of(cls, slots: torch.Tensor, groups: Sequence[tuple[int, Rows]]) -> Self | None:
-        """None where the other way is better: many rows, no adapter, or more idle slots between those in use than are in use."""
-        used = {slot for slot, _ in groups}
-        if not used or len(slots) > FEW_ROWS or max(used) - min(used) + 1 > 2 * len(used):
-            return None
-        span = slice(min(used), max(used) + 1)
-        foreign = slots[:, None] != torch.arange(span.start, span.stop)
-        return cls(span, foreign[:, :, None] if foreign.any() else None)
-
-
 class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc] # vLLM is untyped
-    """vLLM's bookkeeping of which row has which adapter, with few and large matrix products."""
+    """vLLM's bookkeeping of which row has which adapter, with other products."""
 
-    groups: tuple[tuple[int, Rows], ...] = ()
-    """The adapters' slots in the present batch, with their rows; rows without an adapter are in none."""
-    few: Few | None = None
-    """The present batch as one of few rows, where it is one."""
+    few: native.Rows | None = None
+    """The present batch's rows, with slot -1 for those without an adapter and those in `many`; None: there are no others."""
+    many: tuple[tuple[int, slice], ...] = ()
+    """Long runs of rows of one slot: that, and where they are."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.kernel = native.load()
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Take note of the next batch's adapters."""
         super().update_metadata(*args, **kwargs)
-        slots = self.token_lora_indices
-        self.groups = group(slots)
-        self.few = Few.of(slots, self.groups)
+        self.few, self.many = divide(self.token_lora_indices)
 
     def add_lora_linear(
         self,
@@ -123,76 +102,70 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc] # vLLM is un
         `y` is (rows, sum(output_slices)), `x` (rows, in); for each output slice there is an A of (slots, 1, rank, in)
         and a B of (slots, 1, width, rank). Rows after those of the batch are padding and stay as they are.
         """
+        if self.few is None and not self.many:
+            return
         if not isinstance(lora_a_stacked, Slices) or not isinstance(lora_b_stacked, Slices):
             super().add_lora_linear(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices)  # a layer we do not know
             return
-        y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        if y.dim() > MATRIX:
+            y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        a, b, layer = lora_a_stacked.whole, lora_b_stacked.whole, lora_a_stacked.layer
         if self.few is not None:
-            _add_few(y, x, lora_a_stacked.whole, lora_b_stacked.whole, scale, self.few, len(self.token_lora_indices))
-            return
-        for slot, rows in self.groups:
-            _add(y, x, lora_a_stacked.whole[slot], lora_b_stacked.whole[slot], scale, rows)
+            if self.kernel is not None and x.dtype == y.dtype == layer.dtype in self.kernel.functions:
+                self.kernel.add(layer, x, y, self.few, scale)
+            else:
+                _add_few(y, x, a, b, scale, output_slices, self.few.slots)
+        for slot, rows in self.many:
+            _add(y, x, a[slot], b[slot], scale, output_slices, rows)
 
 
-def _add_few(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, few: Few, rows: int) -> None:
-    """All adapters of the batch in two products; what is between them is zeroed where it is not the row's own."""
-    a, b = a[few.slots].flatten(0, 1), b[few.slots].flatten(0, 1)
-    hidden = linear(x[:rows].to(a.dtype), a)
-    if few.foreign is not None:
-        hidden.view(rows, few.foreign.shape[1], -1).masked_fill_(few.foreign, 0.0)
-    y[:rows].add_(hidden @ b, alpha=scale)
+def _add(
+    y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, widths: Sequence[int], rows: slice
+) -> None:
+    """One adapter for its many rows."""
+    out = y[rows]
+    torch.addmm(out, linear(x[rows], a), _apart(b, widths), alpha=scale, out=out)
 
 
-def _add(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, rows: Rows) -> None:
-    """One adapter for its many rows, in the rows' own precision: beside them its factors are small and soon converted."""
-    hidden, b = linear(x[rows], a.to(x.dtype)), b.to(y.dtype)
-    if isinstance(rows, slice):
-        torch.addmm(y[rows], hidden, b, alpha=scale, out=y[rows])
-    else:
-        y.index_add_(0, rows, hidden @ b, alpha=scale)
+def _add_few(
+    y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, widths: Sequence[int], slots: torch.Tensor
+) -> None:
+    """What the kernel does, where there is none; in fp32, since small products in half precision are slow on many processors."""
+    for slot in torch.unique(slots).tolist():
+        if slot >= 0:
+            rows = (slots == slot).nonzero(as_tuple=True)[0]
+            added = linear(x[rows].float(), a[slot].float()) @ _apart(b[slot].float(), widths)
+            y[rows] = (y[rows].float() + scale * added).to(y.dtype)
 
 
-def fused(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], dtype: torch.dtype) -> tuple[Slices, Slices]:
+def _apart(b: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:
+    """B (rank, outputs) as (slices · rank, outputs), zeros where an output is another slice's."""
+    return torch.block_diag(*torch.split(b, list(widths), dim=1))  # type: ignore[no-any-return, no-untyped-call]
+
+
+def fused(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> tuple[Slices, Slices]:
     """Empty A (slots, 1, rank, inputs) and B (slots, 1, width, rank) of these shapes for each slice, in one storage each."""
     slots, _, rank, inputs = a[0].shape
-    widths, ranks = [one.shape[2] for one in b], len(a) * rank
-    whole_a = torch.zeros(slots, ranks, inputs, dtype=dtype)
-    whole_b = torch.zeros(slots, ranks, sum(widths), dtype=dtype)
-    ends = list(itertools.accumulate(widths))
-    outputs = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
-    places = [(rows, slice(i * rank, (i + 1) * rank)) for i, rows in enumerate(outputs)]
-    views_a = (whole_a[:, None, columns] for _, columns in places)
-    views_b = (whole_b[:, None, columns, rows].transpose(2, 3) for rows, columns in places)
-    return Slices.of(views_a, whole_a), Slices.of(views_b, whole_b)
+    widths = [one.shape[2] for one in b]
+    whole_a = torch.zeros(slots, len(a) * rank, inputs, dtype=a[0].dtype)
+    whole_b = torch.zeros(slots, rank, sum(widths), dtype=b[0].dtype)
+    layer = native.Layer(whole_a, whole_b, widths)
+    views_a = (one[:, None] for one in torch.split(whole_a, rank, dim=1))
+    views_b = (one[:, None].transpose(2, 3) for one in torch.split(whole_b, widths, dim=2))
+    return Slices.of(views_a, whole_a, layer), Slices.of(views_b, whole_b, layer)
 
 
-@cache
-def storage_dtype(dtype: torch.dtype) -> torch.dtype:
-    """In which the factors are kept: fp32 where a product of one row in `dtype`, as in decoding, is slower, else `dtype`."""
-    return torch.float32 if _row_seconds(torch.float32) < _row_seconds(dtype) else dtype
-
-
-def _row_seconds(dtype: torch.dtype, repeats: int = 20) -> float:
-    """Seconds of one row's product with two typical factors, at best: other processes can only make it slower."""
-    row, a, b = (torch.ones(shape, dtype=dtype) for shape in ((1, 1024), (48, 1024), (1024, 48)))
-    best = float("inf")
-    for _ in range(repeats):
-        began = time.perf_counter()
-        linear(linear(row, a), b)
-        best = min(best, time.perf_counter() - began)
-    return best
-
-
-def group(slots: torch.Tensor) -> tuple[tuple[int, Rows], ...]:
-    """The rows of each adapter's slot (≥ 0) in `slots` (one for each row; -1: no adapter).
-
-    Runs of neighbours, of which a slot may have several; where there are many runs, the indices of each slot's rows.
-    """
-    values, lengths = torch.unique_consecutive(slots, return_counts=True)
-    if len(values) > MANY_RUNS:
-        return tuple((slot, (slots == slot).nonzero(as_tuple=True)[0]) for slot in torch.unique(slots).tolist() if slot >= 0)
-    ends, runs = lengths.cumsum(0).tolist(), zip(values.tolist(), lengths.tolist(), strict=True)
-    return tuple((slot, slice(end - length, end)) for end, (slot, length) in zip(ends, runs, strict=True) if slot >= 0)
+def divide(slots: torch.Tensor) -> tuple[native.Rows | None, tuple[tuple[int, slice], ...]]:
+    """The rows of `slots` (one for each row; -1: no adapter) for the kernel, and the long runs of one adapter."""
+    many = []
+    if len(slots) > FEW_ROWS:
+        values, lengths = torch.unique_consecutive(slots, return_counts=True)
+        ends, slots = lengths.cumsum(0).tolist(), slots.clone()
+        for slot, length, end in zip(values.tolist(), lengths.tolist(), ends, strict=True):
+            if slot >= 0 and length > FEW_ROWS:
+                many.append((slot, slice(end - length, end)))
+                slots[end - length : end] = -1
+    return native.Rows.of(slots) if bool((slots >= 0).any()) else None, tuple(many)
 
 
 def _fuse_storage_of(kind: Any) -> None:
@@ -203,7 +176,7 @@ def _fuse_storage_of(kind: Any) -> None:
     def create_lora_weights(self: Any, *args: Any, **kwargs: Any) -> None:
         create(self, *args, **kwargs)
         a, b = self.lora_a_stacked, self.lora_b_stacked
-        self.lora_a_stacked, self.lora_b_stacked = fused(a, b, storage_dtype(a[0].dtype))
+        self.lora_a_stacked, self.lora_b_stacked = fused(a, b)
 
     kind.create_lora_weights = create_lora_weights
 

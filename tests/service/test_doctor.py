@@ -93,6 +93,14 @@ def test_the_processor_s_vectors_are_judged(tmp_path, flags, level):
     assert doctor.processor(tmp_path / "cpuinfo", "x86_64").level == level
 
 
+def test_a_compiler_is_missed_only_on_a_cpu():
+    assert doctor.compiler("/usr/bin/c++", is_needed=True) == doctor.Check("compiler", "ok", "/usr/bin/c++")
+    assert doctor.compiler(None, is_needed=False).level == "ok"
+    missing = doctor.compiler(None, is_needed=True)
+    assert missing.level == "warn"
+    assert "install g++" in missing.advice
+
+
 def test_a_gpu_is_missed_only_where_it_is_wanted(tmp_path):
     assert doctor.gpu(wanted=0, devices=tmp_path).level == "ok"
     assert doctor.gpu(wanted=1, devices=tmp_path).level == "fail"
