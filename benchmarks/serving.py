@@ -33,7 +33,7 @@ BASE = "base"
 MIXED = (*(f"{line}@v{number}" for line in LINES for number in (1, 2)), BASE)
 """Four adapters and the base."""
 ONE = f"{LINES[0]}@v2"
-QUICK_LESSONS, LESSONS = 48, 160
+QUICK_LESSONS, LESSONS = 48, 96
 SWAP_CLIENTS = 4
 PARTS = ("gateway", "adapters", "naive", "quantized", "swap", "training")
 QUANTIZATIONS = ("int8", "int4")
@@ -181,7 +181,7 @@ def weights_bytes(folder: Path) -> int:
 async def swapped(bench: Bench, ours: Server) -> dict[str, Any]:
     """Promote a version that no replica holds under load: pauses, failures, and whether each reply is by whom it names."""
     line, texts = LINES[0], [f"{number} Tell me about {what}." for number, what in enumerate(["rain", "Rome", "bread", "iron"])]
-    own = {name: [await ask(ours.port, name, text, 24) for text in texts] for name in (f"{line}@v1", ONE)}
+    own = {name: await _own_words(ours.port, name, texts) for name in (f"{line}@v1", ONE)}
     done = asyncio.Event()
     load = asyncio.create_task(keep_asking(ours.port, line, SWAP_CLIENTS, texts, done, 24))
     await asyncio.sleep(6 if bench.quick else 20)
@@ -193,7 +193,7 @@ async def swapped(bench: Bench, ours: Server) -> dict[str, Any]:
         await asyncio.sleep(4 if bench.quick else 10)
         done.set()
         replies = await load
-        own[f"{line}@v3"] = [await ask(ours.port, f"{line}@v3", text, 24) for text in texts]
+        own[f"{line}@v3"] = await _own_words(ours.port, f"{line}@v3", texts)
     decided = change["at"] - at
     firsts = [r.at[0] - decided for r in replies if r.named == f"{line}@v3" and r.at]
     gaps = [gap for reply in replies for gap in reply.gaps]
@@ -212,10 +212,16 @@ async def swapped(bench: Bench, ours: Server) -> dict[str, Any]:
     bench.note("swap: from request to routed", f"{settled - asked:.2f} s")
     bench.note("swap: from the verdict to every replica", f"{change['swap_seconds']:.2f} s")
     bench.note("swap: from the verdict to the new version's first token", f"{min(firsts):.2f} s" if firsts else "never")
-    apart = len({told.text[:12] for told in own[ONE]} ^ {told.text[:12] for told in own[f"{line}@v3"]})
+    old, new = ({told.text[:12] for told in own[name]} for name in (ONE, f"{line}@v3"))
     bench.note("swap: requests, failed, by another version", f"{len(replies)}, {told['failed']}, {wrong}")
-    bench.note("swap: beginnings that only one of the two versions gives", f"{apart} of {2 * len(texts)}")
+    bench.note("swap: beginnings that only one of the two versions gives", f"{len(old ^ new)} of {len(old) + len(new)}")
     return told
+
+
+async def _own_words(port: int, name: str, texts: Sequence[str]) -> list[Reply]:
+    """What a version says when it is asked by its name, one text at a time and all at once, whose sums are rounded otherwise."""
+    alone = [await ask(port, name, text, 24) for text in texts]
+    return alone + await asyncio.gather(*(ask(port, name, text, 24) for text in texts))
 
 
 async def _until_swapped(client: httpx.AsyncClient, line: str, version: str) -> dict[str, Any]:
@@ -229,7 +235,7 @@ async def _until_swapped(client: httpx.AsyncClient, line: str, version: str) -> 
 
 
 def _is_by_another(reply: Reply, own: dict[str, list[Reply]]) -> bool:
-    """Whether a reply begins as another version's does, alone, and not as that of the version which it names.
+    """Whether a reply begins as another version's does, and not as that of the version which it names.
 
     The first words only: a batch's bf16 sums may turn a later greedy choice.
     """
@@ -248,9 +254,10 @@ async def beside_a_job(bench: Bench, ours: Server) -> dict[str, Any]:
         alone = None
         if not bench.quick:
             alone = await _timed_job(client, line, LESSONS, 0)
+            await client.post(f"/api/rollouts/{line}/abort")  # what it learned may be on trial, and a line tries one at a time
         idle = await asyncio.to_thread(drive, ours.port, [line], 1, 6 if bench.quick else 16, prompts(70_001))
         await _teach(client, line, QUICK_LESSONS if bench.quick else LESSONS, 10_000)
-        job = (await client.post(f"/api/lines/{line}/train")).raise_for_status().json()["id"]
+        job = await _train(client, line)
         patience = 60 if bench.quick else 900
         await _until(client, job, patience, lambda told: told.get("phase") == "training" or told["state"] not in _OPEN)
         replies, began = [], time.monotonic()
@@ -277,9 +284,17 @@ async def beside_a_job(bench: Bench, ours: Server) -> dict[str, Any]:
 
 async def _timed_job(client: httpx.AsyncClient, line: str, lessons: int, start: int) -> float:
     await _teach(client, line, lessons, start)
-    job = (await client.post(f"/api/lines/{line}/train")).raise_for_status().json()["id"]
+    job = await _train(client, line)
     told = await _until(client, job, 900, lambda told: told["state"] not in _OPEN)
     return float(told["ended_at"] - told["started_at"])
+
+
+async def _train(client: httpx.AsyncClient, line: str) -> str:
+    """The id of a job that is asked for now."""
+    told = await client.post(f"/api/lines/{line}/train")
+    if told.is_error:
+        raise SystemExit(f"{line} does not train: {told.text}")
+    return str(told.json()["id"])
 
 
 async def _teach(client: httpx.AsyncClient, line: str, number: int, start: int) -> None:

@@ -52,6 +52,10 @@ inline Floats load_some(const T* from, int count) {
 
 template <typename T>
 inline void add(T* to, Floats values, int count) {
+  if (count == LANES) {
+    store(to, load(to) + values);
+    return;
+  }
   T sums[LANES] = {};
   std::memcpy(sums, to, count * sizeof(T));
   store(sums, load(sums) + values);
