@@ -25,6 +25,7 @@ def bench():
     for key, turns in {
         ("learnd", "base", 8): [turn(90, 1, 0.11), turn(50, 1, 0.2)],
         ("bare", "base", 8): [turn(100, 1, 0.1), turn(40, 1, 0.2)],
+        ("engine", "base", 8): [turn(100, 1, 0.1), turn(100, 1, 0.2)],
         ("learnd", "base+", 8): [turn(100, 1)],
         ("learnd", "one", 8): [turn(88, 1)],
     }.items():
@@ -41,10 +42,11 @@ def test_ratios_are_of_neighbouring_turns(bench):
 def test_the_last_line_has_the_keys_and_null_for_what_was_not_measured(bench):
     told = _report.figures_of(bench)
     assert list(told) == [
-        "vs_bare_vllm", "adapter_vs_base", "mixed4_vs_base", "vs_stock_lora", "int8_vs_bf16", "int4_vs_bf16",
+        "vs_bare_vllm", "vs_own_engine", "adapter_vs_base", "mixed4_vs_base", "vs_stock_lora", "int8_vs_bf16", "int4_vs_bf16",
         "vs_transformers_fp32", "swap", "while_training",
     ]  # fmt: skip
     assert told["vs_bare_vllm"] == {"c8": {"throughput": 1.075, "ttft_p50": 1.05}, "c16": {"throughput": None, "ttft_p50": None}}
+    assert told["vs_own_engine"]["c8"] == {"throughput": 0.7, "ttft_p50": 1.05}
     assert told["adapter_vs_base"] == {"c1": None, "c8": 0.88}
     assert told["int8_vs_bf16"] == {"base": None, "adapter": None, "bytes": None}
     assert told["swap"] == {"stall_ms_p99": None, "failed": None, "wrong_version": None}
