@@ -9,9 +9,9 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "benchmarks"))
 
+import _alone
 import _cells
 import _report
-import serving
 from _load import Reply, Turn
 
 
@@ -75,4 +75,4 @@ def test_a_reply_by_another_version_is_seen(named, header, text, is_wrong):
         name: [Reply(name, 0.0, text=f"{word} says {what}")]
         for name, word, what in (("v1", "one", "this"), ("v2", "two", "that"))
     }
-    assert serving._is_by_another(Reply("m", 0.0, named=named, header=header, text=text), own) is is_wrong
+    assert _alone._is_by_another(Reply("m", 0.0, named=named, header=header, text=text), own) is is_wrong
