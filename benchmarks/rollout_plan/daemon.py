@@ -58,6 +58,7 @@ def quiet() -> None:
 def opened(folder: Path, settings: dict[str, Any], seed: int = 0, replicas: int = 2) -> World:
     world = World(folder, settings, replicas=replicas)
     world.thumbs, world.quality, world.random = 1.0, Hidden(), random.Random(seed)
+    world.crowd = f"customer-{seed}"
     return world
 
 
@@ -172,7 +173,7 @@ def t15(scale: Scale) -> Iterator[Check]:
         yield Check("T15", what, false, most=most_by_chance(len(equal), 0.01))
         share = equal.count(Stage.LIVE) / len(equal)
         yield Check("T15", "A/A: share that goes live, not being worse", share, least=0.8 if scale.is_full else 0.5)
-        met = [harmful(folder / f"harm{seed}", seed) for seed in range(25 if scale.is_full else 2)]
+        met = [harmful(folder / f"harm{seed}", seed) for seed in range(400 if scale.is_full else 2)]
         if scale.is_full:
             pairs, answered = (statistics.median(one[what] for one in met) for what in (0, 1))
             yield Check("T15", "-.20: median pairs that roll it back", pairs, most=1.15 * 138)

@@ -101,6 +101,8 @@ class World:
         self.now = 1000.0
         self.random = random.Random(0)
         self.asked = 0
+        self.crowd = "customer"
+        """Who asks: a trial deals other names to other arms."""
         self.quality = {}
         """Chance of a good reply by version; the base's is 0."""
         self.thumbs = 0.5
@@ -192,7 +194,7 @@ class World:
     def _interaction(self, slice="new"):
         """A question as it goes through the route table that the replicas follow."""
         self.asked += 1
-        choice = resolve(self.routes, "base", LINE, f"customer-{self.asked}")
+        choice = resolve(self.routes, "base", LINE, f"{self.crowd}-{self.asked}")
         is_failed = choice.version in self.failing
         return Interaction(
             id=f"i{self.asked}",
