@@ -16,8 +16,8 @@ class Training(Closed):
     is_on_gpu: bool = False
     cpus_per_worker: float = Field(1.0, ge=0)
     threads: int = Field(0, ge=0)
-    """Compute threads of a worker; 0: as many as cores."""
-    nice: int = Field(10, ge=0, le=19)
+    """Compute threads of a worker; 0: as many as cores, fewer while serving wants them (`learners/pace.py`)."""
+    nice: int = Field(7, ge=0, le=19)
     """Training yields to serving by this priority."""
     max_attempts: int = Field(3, ge=1)
     """Deaths before a job is failed with its reason."""

@@ -1,0 +1,84 @@
+"""Threads of a job: given back while others want the cores, taken again after."""
+
+import multiprocessing
+import os
+import threading
+import time
+
+import pytest
+import torch
+
+from learners import pace
+
+SECOND = 10**9
+
+
+@pytest.fixture
+def threads():
+    """Four compute threads for the test, and what there were afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def passes(shares, every=pace.SECONDS):
+    """Threads after each forward pass, when the thread waited for such shares of the time between them."""
+    now, times, found = [0.0], [[0, 0]], []
+    module = torch.nn.Linear(1, 1)
+    pace.follow(module, look=lambda: tuple(times[0]), clock=lambda: now[0])
+    for share in shares:
+        now[0] += every
+        times[0] = [times[0][0] + int((1 - share) * SECOND), times[0][1] + int(share * SECOND)]
+        module(torch.ones(1, 1))
+        found.append(torch.get_num_threads())
+    return found
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads_are_halved_where_the_cores_are_crowded_and_come_back_one_by_one():
+    assert passes([0.0, 0.5, 0.5, 0.9, 0.1, 0.0, 0.0, 0.0, 0.0]) == [4, 2, 1, 1, 1, 2, 3, 4, 4]
+
+
+@pytest.mark.usefixtures("threads")
+def test_it_does_not_look_at_each_pass():
+    assert passes([0.9, 0.9, 0.9], every=pace.SECONDS / 2) == [4, 2, 2]
+
+
+@pytest.mark.usefixtures("threads")
+def test_where_nobody_counts_the_threads_stay():
+    module = torch.nn.Linear(1, 1)
+    pace.follow(module, look=lambda: None, clock=iter(range(0, 1000, 100)).__next__)
+    module(torch.ones(1, 1))
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or pace.times() is None, reason="Linux counts it")
+def test_a_thread_that_shares_its_core_is_seen_to_wait_for_it():
+    share = {}
+
+    def work():
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        before, until = pace.times(), time.monotonic() + 1
+        while time.monotonic() < until:
+            pass
+        ran, waited = (after - was for after, was in zip(pace.times(), before, strict=True))
+        share["waited"] = waited / (ran + waited)
+
+    other = multiprocessing.get_context("spawn").Process(target=burn, args=(min(os.sched_getaffinity(0)),), daemon=True)
+    other.start()
+    try:
+        time.sleep(2)  # a process of Python has begun
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    finally:
+        other.kill()
+        other.join()
+    assert share["waited"] > pace.CROWDED
+
+
+def burn(core):
+    os.sched_setaffinity(0, {core})
+    while True:
+        pass
