@@ -29,6 +29,7 @@ from learners import adapter, base, job, precision
 from learners.matrix import transfer
 from learners.strategy import STRATEGIES
 from replay.buffer import fill
+from replay.mixture import drawn_in_all
 from replay.records import Example, Split
 from service import job_folder
 from service.demo.texts import Text, balanced, distinct, everything
@@ -78,7 +79,8 @@ class Run:
         buffer, fresh = fill(learned, learning.replay_capacity, learning.seed), self.examples(self.tasks[place])
         memory = buffer.examples()
         buffer.add(*fresh)
-        plan = STRATEGIES[started_as].plan(fresh, memory, [], learning.replay_ratio, learning.seed)
+        ratio = drawn_in_all(learning.replay_ratio, learning.epochs)
+        plan = STRATEGIES[started_as].plan(fresh, memory, [], ratio, learning.seed)
         others = [e for task in self.tasks if task != self.tasks[place] for e in self.examples(task) if e.split is Split.HOLDOUT]
         name = f"{place + 1}-{self.tasks[place]}-{strategy}"
         spec = {"id": name, "line": "desk", "base": base.as_json(pinned), "parent": str(parent) if parent else None}

@@ -3,7 +3,7 @@
     L(θ) = mean loss over N tokens  +  κ/(2N) · Σᵢ F̄ᵢ (θᵢ − θ*ᵢ)²         F̄ ← γ F̄ + n F̂(θ*)
 
 θ are the LoRA factors A and B, θ* those of the champion that the job starts from; F̂ is the Fisher per token at a finished
-version (`learners/fisher.py`), n the tokens of the fresh replies that it learned, N those of the replies in the job's mixture.
+version (`learners/fisher.py`), n the tokens of the fresh replies that it learned, N those of the replies in an epoch of the job.
 F̄ sums over tokens, so κ/N makes it λ = κ · N_old/N_new on the mean Fisher, the scale on which κ = 1 is Laplace's approximation:
 on quadratic losses it gives joint training's optimum. There is one bowl, around the latest version, not one for each task, which
 would count old examples twice (Huszár 2018). Remembered examples are not counted again in F̄; γ < 1 forgets slowly.

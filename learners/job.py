@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from learners import adapter, afterwards, artifact, precision
+from learners import adapter, afterwards, artifact, pace, precision
 from learners.base import BaseModel, from_json
 from learners.comparison import NEUTRAL_FILE, Comparison
 from learners.encode import Encoded, Unencodable, encode, key_of
@@ -70,6 +70,8 @@ class _Update:
         trained = folder / "trained"
         self.is_trained = trained.exists()
         self._model = adapter.attach(model, trained if self.is_trained else self._parent, **self._shape)
+        if self._spec.get("trainer", {}).get("threads") == 0:
+            pace.follow(self._model.get_input_embeddings())
         older = [example for _, is_new, _, examples in self._data.held_out if not is_new for example in examples]
         self._comparison = Comparison(folder, self._tokenizer, self._settings["max_length"], older)
 
@@ -110,11 +112,14 @@ class _Update:
         if is_stacked:
             adapter.stack(self._model, settings["seed"])
         training, options = data.of("train"), {**settings, **self._spec.get("trainer", {})}
-        penalty = self._penalty(sum(example.reply_length for example in training))
-        distillation = strategy.distillation(data.of("train", "remembered"), artifact.consolidation(self._parent), settings)
+        remembered = data.of("train", "remembered")
+        rehearsed = data.rehearsed(None if strategy.is_from_base else settings.get("replay_ratio"))
+        surplus = 1 - rehearsed / len(remembered) if remembered else 0.0
+        penalty = self._penalty(_reply_tokens(training) - round(surplus * _reply_tokens(remembered)))
+        distillation = strategy.distillation(remembered, artifact.consolidation(self._parent), settings)
         metrics = fit(
             self._model, self._tokenizer, training, data.validation(), options, self._kind, self._folder / "checkpoints",
-            lambda told: self._report({"phase": "training", **told}), penalty, distillation,
+            lambda told: self._report({"phase": "training", **told}), penalty, distillation, rehearsed,
         )  # fmt: skip
         if is_sharded(options) and self._is_main:
             base = adapter.load_base(self._base.path, self._kind)[0]
@@ -133,6 +138,10 @@ class _Update:
     def _keep(self, metrics: Json, place: Path) -> None:
         if self._is_main:
             _keep(self._model, self._base, metrics, place)
+
+
+def _reply_tokens(examples: Sequence[Encoded]) -> int:
+    return sum(example.reply_length for example in examples)
 
 
 def _shape(settings: Mapping[str, Any]) -> Json:
@@ -166,6 +175,11 @@ class _Data:
     def of(self, split: str, source: str = "") -> list[Encoded]:
         """The examples of one split, or of one source of it, in the plan's order."""
         return [row["encoded"] for row in self.rows if row["split"] == split and source in ("", row["source"])]
+
+    def rehearsed(self, ratio: float | None) -> int:
+        """Remembered examples of an epoch, so many for each fresh one (None: all); the plan may hold others for the next one."""
+        there = len(self.of("train", "remembered"))
+        return there if ratio is None else min(there, round(ratio * len(self.of("train", "fresh"))))
 
     def validation(self) -> list[Encoded]:
         """What decides which checkpoint is kept: of what is new, and of other slices, lest it be one that forgot."""

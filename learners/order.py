@@ -3,7 +3,7 @@
 Of a job's first x examples R(F(x)) are fresh, R rounding to the nearest and F growing at the fresh ones' share; what is left is
 dealt to the remembered and the general ones in the same way. So every optimiser step holds each source's share to the nearest
 whole number or next to it, and not only on average. Within a source the first pass keeps the plan's order, later ones are
-seeded shuffles.
+seeded shuffles. Where more is remembered than an epoch rehearses, the next epoch goes on with what none has rehearsed yet.
 
 Progressive mixing makes F steeper by steps: `shares` are those of the fresh examples in as many equal parts of a job. Each fresh
 example still comes as often as there are epochs; an epoch is as much longer, or shorter, as that takes, and the remembered and
@@ -37,8 +37,12 @@ class Order(Sampler[int]):
         sources: Sequence[str] = (),
         shares: Sequence[float] = (),
         epochs: float = 1,
+        rehearsed: int | None = None,
     ) -> None:
-        """Of each example its length in tokens and its source (none: all are fresh); `shares` and `epochs` are the job's."""
+        """Of each example its length in tokens and its source (none: all are fresh); `shares` and `epochs` are the job's.
+
+        `rehearsed` are the remembered examples of an epoch; None: all.
+        """
         self._lengths = lengths
         self._step_size = step_size
         self._seed = seed
@@ -46,9 +50,9 @@ class Order(Sampler[int]):
         self._fresh = tuple(place for place, source in enumerate(told) if source == FRESH)
         self._general = tuple(place for place, source in enumerate(told) if source == GENERAL)
         self._remembered = tuple(place for place, source in enumerate(told) if source not in {FRESH, GENERAL})
-        self._others = len(told) - len(self._fresh)
+        self._others = len(self._general) + _remembered(told, rehearsed)
         self._shares = shares
-        self._size = epoch_size(told, shares)
+        self._size = epoch_size(told, shares, rehearsed)
         self._total = epochs * self._size
         self._epoch = 0
 
@@ -105,9 +109,15 @@ def _rounded(numerator: int, denominator: int) -> int:
     return (2 * numerator + denominator) // (2 * denominator)
 
 
-def epoch_size(sources: Sequence[str], shares: Sequence[float] = ()) -> int:
-    """Examples in an epoch: all of them, or under progressive mixing so many that each fresh one comes once on average."""
+def epoch_size(sources: Sequence[str], shares: Sequence[float] = (), rehearsed: int | None = None) -> int:
+    """Examples in an epoch: all but what others rehearse, or under progressive mixing so many that each fresh one comes once."""
     fresh = sum(source == FRESH for source in sources)
-    if not shares or not 0 < fresh < len(sources):
-        return len(sources)
+    size = sum(source in {FRESH, GENERAL} for source in sources) + _remembered(sources, rehearsed)
+    if not shares or not 0 < fresh < size:
+        return size
     return math.ceil(fresh * len(shares) / sum(shares))
+
+
+def _remembered(sources: Sequence[str], rehearsed: int | None) -> int:
+    there = sum(source not in {FRESH, GENERAL} for source in sources)
+    return there if rehearsed is None else min(rehearsed, there)

@@ -1,7 +1,8 @@
 """Experience replay (Ratcliff 1990; Chaudhry et al. 2019): remembered examples are learned again beside the fresh ones.
 
 What is remembered comes from a keyed reservoir for each slice, filled at promotion only; `ratio` remembered examples are
-drawn for each fresh one that trains. The default: in every comparison on language models it forgets least for its cost.
+drawn for each fresh one that trains, and each epoch rehearses others. The default: in every comparison on language models it
+forgets least for its cost.
 """
 
 from __future__ import annotations

@@ -65,18 +65,19 @@ def fit(
     report: Report,
     penalty: Beside | None = None,
     distillation: Distillation | None = None,
+    rehearsed: int | None = None,
 ) -> dict[str, Any]:
     """Train the adapter on `model` in place, going on from the folder's last whole checkpoint; returns the trainer's metrics.
 
     `settings` are the line's learning settings by name; `report` is told of steps, loss, tokens a second and time left;
     `penalty` stands beside the loss, which it is told of, `distillation` in the place of remembered examples' losses; both say
-    in the end what they came to.
+    in the end what they came to. `rehearsed` are the remembered examples of an epoch; None: all.
     """
     if not training:
         raise ValueError("there is nothing to train on: every example is held out or cannot be encoded")
     settings = {**DEFAULTS, **settings}
     patience, shares = int(settings["early_stopping_patience"]), settings["progressive_mixing"]
-    size = epoch_size([example.source for example in training], shares)
+    size = epoch_size([example.source for example in training], shares, rehearsed)
     with tracked(settings["report_to"], folder.parent) as tracking:
         trainer = _Trainer(
             model=model,
@@ -89,6 +90,7 @@ def fit(
             penalty=penalty,
             distillation=distillation,
             shares=shares,
+            rehearsed=rehearsed,
         )
         done = trainer.train(resume_from_checkpoint=last_whole(folder))
     if not done.training_loss:
@@ -167,10 +169,17 @@ class _Trainer(SFTTrainer):  # type: ignore[misc] # trl is untyped
     is_fsdp_enabled: bool
 
     def __init__(
-        self, *args: Any, penalty: Beside | None, distillation: Distillation | None, shares: Sequence[float], **kwargs: Any
+        self,
+        *args: Any,
+        penalty: Beside | None,
+        distillation: Distillation | None,
+        shares: Sequence[float],
+        rehearsed: int | None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._shares = shares
+        self._rehearsed = rehearsed
         self._penalty = penalty
         self._distillation = distillation
         self._is_proven = False
@@ -186,7 +195,7 @@ class _Trainer(SFTTrainer):  # type: ignore[misc] # trl is untyped
         rows = self.train_dataset if train_dataset is None else train_dataset
         step_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         lengths, epochs = [len(ids) for ids in rows["input_ids"]], self.args.num_train_epochs
-        return Order(lengths, step_size, self.args.seed, list(rows["source"]), self._shares, epochs)
+        return Order(lengths, step_size, self.args.seed, list(rows["source"]), self._shares, epochs, self._rehearsed)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """None: a version's manifest says more."""

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 from replay.records import Example, Split, asked_digest
+
+
+def drawn_in_all(replay_ratio: float, epochs: float) -> float:
+    """Remembered examples that a job draws for each fresh one, so that each of its epochs rehearses others by `replay_ratio`."""
+    return replay_ratio * max(1, math.ceil(epochs))
 
 
 def mix(

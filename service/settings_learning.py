@@ -70,8 +70,8 @@ class Learning(Closed):
     """Evaluations without improvement before training stops; 0: never."""
     replay_capacity: int = Field(5000, ge=0)
     """Examples remembered by each line, over all slices."""
-    replay_ratio: float = Field(0.5, ge=0)
-    """Remembered examples for each fresh one, under `replay`."""
+    replay_ratio: float = Field(1.0, ge=0)
+    """Remembered examples for each fresh one, under `replay`; others in each epoch, while there are others."""
     der_alpha: float = Field(0.5, ge=0)
     """Weight of the divergence from what earlier versions thought of remembered examples, under `der++`."""
     der_beta: float = Field(0.5, ge=0)

@@ -18,6 +18,7 @@ from learners.base import BaseModel
 from learners.strategy import STRATEGIES
 from replay import general, ledger, memory, opinions
 from replay.buffer import fill
+from replay.mixture import drawn_in_all
 from replay.records import Example, Message, Split
 from service import job_folder, jobs, registry, suites, transitions
 from service.decisions import JobState
@@ -175,7 +176,8 @@ class Training:
         seen, held = looks.turns(one.verdict for one in jobs.of(conn, job.line)), ledger.holdouts(conn, job.line)
         measured = [*(e.messages for some in held.values() for e in some), *(m for s in golden.values() for m in s.prompts())]
         kept = self._general(job, given, fresh, measured)
-        plan = STRATEGIES[learning.strategy].plan(fresh, remembered, kept, learning.replay_ratio, learning.seed)
+        ratio = drawn_in_all(learning.replay_ratio, learning.epochs)
+        plan = STRATEGIES[learning.strategy].plan(fresh, remembered, kept, ratio, learning.seed)
         older = [e for name, some in held.items() for e in ledger.rotated(some, HELD_OUT_PER_SLICE, seen[name])]
         choosing, taught = ledger.validations(conn, job.line, VALIDATED_PER_SLICE), {example.slice for example in fresh}
         older += chain.from_iterable(some for name, some in choosing.items() if name not in taught)
@@ -186,7 +188,7 @@ class Training:
             "base": {**asdict(self._base), "path": str(self._base.path)},
             "parent": str(self.versions / registry.version(conn, job.parent).path) if job.parent else None,
             "learning": learning.model_dump(mode="json"),
-            "trainer": self._settings.training.model_dump(mode="json", include={"report_to", "fsdp", "deepspeed"}),
+            "trainer": self._settings.training.model_dump(mode="json", include={"threads", "report_to", "fsdp", "deepspeed"}),
             "kept": [example.id for example in next_memory.examples()],
             "looks": counted,
             "suites": {name: suite.digest for name, suite in golden.items()},

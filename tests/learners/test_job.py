@@ -376,3 +376,24 @@ def test_joint_training_starts_from_the_base_but_is_compared_with_the_champion(l
     assert (second / adapter.WEIGHTS).read_bytes() == (afresh / adapter.WEIGHTS).read_bytes()
     compared = read(second.parent, "evaluation.json")["slices"]["trains"]
     assert compared["champion"] != compared["base"]
+
+
+@pytest.mark.parametrize(("strategy", "rehearsed", "share"), [("replay", 7, 0.5), ("joint", 14, 1.0)])
+def test_an_epoch_rehearses_by_the_ratio_what_the_plan_holds_for_all(base, tmp_path, monkeypatch, strategy, rehearsed, share):
+    """Joint training learns all of it in each; the penalty is told of as many tokens as an epoch has."""
+    examples = STRATEGIES[strategy].plan(SECOND, REMEMBERED, [], 1.0, 0)
+    folder, given = prepared(tmp_path / "j1", base, examples=examples, strategy=strategy, replay_ratio=0.5), {}
+
+    def fit(model, tokenizer, training, *rest):
+        given.update(rehearsed=rest[-1], fresh=[e for e in training if e.source == "fresh"])
+        given.update(remembered=[e for e in training if e.source == "remembered"])
+        raise InterruptedError
+
+    monkeypatch.setattr(job, "fit", fit)
+    monkeypatch.setattr(job._Update, "_penalty", lambda _, items: given.update(items=items))
+    with pytest.raises(InterruptedError):
+        job.run(folder)
+    tokens = {kind: sum(e.reply_length for e in given[kind]) for kind in ("fresh", "remembered")}
+    assert len(given["remembered"]) == 14
+    assert given["rehearsed"] == rehearsed
+    assert given["items"] == tokens["fresh"] + share * tokens["remembered"]

@@ -104,3 +104,26 @@ def test_what_has_only_fresh_examples_knows_no_shares():
     assert epoch_size(["fresh"] * 10, (0.25, 1.0)) == 10
     assert epoch_size(["remembered"] * 10, (0.25, 1.0)) == 10
     assert list(Order([1] * 10, 4, 0, ["fresh"] * 10, (0.25, 1.0), 2)) == list(range(10))
+
+
+@pytest.mark.parametrize("shares", [(), (0.5, 1.0)])
+def test_each_epoch_rehearses_others_by_the_same_ratio(shares):
+    sources = ["fresh"] * 40 + ["remembered"] * 60 + ["general"] * 10
+    order, seen = Order([1] * len(sources), 8, 3, sources, shares, 3, rehearsed=20), []
+    for epoch in range(3):
+        order.set_epoch(epoch)
+        places = list(order)
+        seen.append([place for place in places if sources[place] == "remembered"])
+        assert len(places) == epoch_size(sources, shares, 20)
+    rehearsed = [place for one in seen for place in one]
+    assert len(set(rehearsed)) == len(rehearsed), "while there are others, none comes again"
+    if not shares:
+        assert [len(one) for one in seen] == [20, 20, 20]
+        tallies = [Counter(sources[p] for p in places[i : i + 7]) for i in range(0, len(places), 7)]
+        assert all(abs(t["remembered"] - 2) <= 1 for t in tallies), "two in seven, as 20 are of 70"
+
+
+def test_where_less_is_remembered_it_comes_again():
+    sources = ["fresh"] * 10 + ["remembered"] * 4
+    assert epoch_size(sources, (), 20) == 14
+    assert sorted(Order([1] * 14, 4, 0, sources, (), 2, rehearsed=20)) == list(range(14))

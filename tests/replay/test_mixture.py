@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from replay.mixture import mix
+from replay.mixture import drawn_in_all, mix
 from replay.records import Split
 
 
@@ -52,3 +52,7 @@ def test_held_out_examples_stand_apart_and_may_never_be_rehearsed(learned):
     assert sum(e.source == "remembered" for e in plan) == 1
     with pytest.raises(ValueError, match="'b'"):
         mix([train], [held], [], replay_ratio=1, seed=1)
+
+
+def test_each_epoch_has_remembered_examples_of_its_own():
+    assert [drawn_in_all(0.5, epochs) for epochs in (0.5, 1, 1.5, 2, 3)] == [0.5, 0.5, 1.0, 1.0, 1.5]
