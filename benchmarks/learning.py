@@ -222,7 +222,7 @@ def compare(run: Run, strategies: list[str], pinned: base.BaseModel, prompts: li
     done = {name: learn(run, name, pinned, say) for name in strategies}
     joint = list(scores(done["joint"][-1], run.tasks).values()) if "joint" in done else None
     any_job = next(iter(done.values()))[-1]
-    halves = {task: ([e for e in run.examples(task) if e.split is s] for s in (Split.TRAIN, Split.HOLDOUT)) for task in run.tasks}
+    halves = {task: [[e for e in run.examples(task) if e.split is s] for s in (Split.TRAIN, Split.HOLDOUT)] for task in run.tasks}
     return {
         "order": run.tasks,
         "seed": run.seed,

@@ -53,6 +53,11 @@ def test_the_floor_learns_what_words_tell_and_nothing_else(bench, tmp_path):
     assert 0.6 < bench.regression(taught, exam) < 0.95
 
 
+def own_floor(bench, run, task):
+    rows = run.examples(task)
+    return bench.regression(*([e for e in rows if e.split is s] for s in (Split.TRAIN, Split.HOLDOUT)))
+
+
 def test_it_compares_strategies_and_goes_on_where_it_stopped(bench, base, tmp_path):
     run, said = run_in(bench, tmp_path), []
     prompts = bench.neutral(2)
@@ -61,6 +66,7 @@ def test_it_compares_strategies_and_goes_on_where_it_stopped(bench, base, tmp_pa
     assert names == ["1-debian-first", "2-spam-ewc+replay", "2-spam-joint", "2-spam-naive"]
     assert found["strategies"]["naive"]["matrix"][0] == found["strategies"]["ewc+replay"]["matrix"][0]
     assert all(told["kl_to_base"] > 0 and told["tokens_per_second"] > 0 for told in found["strategies"].values())
+    assert found["lr"] == {task: own_floor(bench, run, task) for task in run.tasks}
     again = bench.compare(run, ["naive", "ewc+replay", "joint"], base, prompts, said.append)
     assert again == found
     assert ["(kept)" in line for line in said] == [False, False, True, False, False] + [True] * 5
