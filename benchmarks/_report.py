@@ -36,6 +36,7 @@ def figures_of(bench: Bench) -> dict[str, Any]:
     return {
         "vs_bare_vllm": {f"c{clients}": vs("bare", clients) for clients in (8, 16)},
         "vs_own_engine": {f"c{clients}": vs("engine", clients) for clients in (8, 16)},
+        "vs_ray_serve_llm": {f"c{clients}": vs("ray-serve-llm", clients) for clients in (8, 16)},
         "adapter_vs_base": {f"c{n}": bench.ratio(ours("one", n), ours("base+", n), throughput).middle for n in (1, 8)},
         "mixed4_vs_base": {"c8": bench.ratio(ours("mixed4", 8), ours("base+", 8), throughput).middle},
         "vs_stock_lora": {"c8": bench.ratio(ours("one+", 8), ("bare", "one", 8), throughput).middle},
@@ -77,7 +78,7 @@ def table(bench: Bench) -> Table:
 def findings(bench: Bench) -> Table:
     """Ratios, and everything else that was seen."""
     shown = Table("what", "figure")
-    for what, told in [*_ratios(bench), *bench.notes, *_left_out()]:
+    for what, told in [*_ratios(bench), *bench.notes]:
         shown.add_row(what, told)
     return shown
 
@@ -87,7 +88,7 @@ def _quantiles(values: Sequence[float]) -> str:
 
 
 def _ratios(bench: Bench) -> Iterator[tuple[str, str]]:
-    for server, told in (("bare", "bare vLLM"), ("engine", "its engine alone")):
+    for server, told in (("bare", "bare vLLM"), ("engine", "its engine alone"), ("ray-serve-llm", "Ray Serve LLM")):
         for clients in (1, 8, 16):
             pair = ("learnd", "base", clients), (server, "base", clients)
             figures = f"tokens/s {bench.ratio(*pair, throughput)}, TTFT p50 {bench.ratio(*pair, ttft)}"
@@ -106,10 +107,6 @@ def _ratios(bench: Bench) -> Iterator[tuple[str, str]]:
         for load, clients in (("base", 8), ("one", 8), ("base", 1), ("one", 1)):
             pair = (quantization, load, clients), ("learnd", f"{load}|{quantization}", clients)
             yield f"{quantization} / bf16, {load}, c{clients}", f"tokens/s {bench.ratio(*pair, throughput)}"
-
-
-def _left_out() -> Iterator[tuple[str, str]]:
-    yield "Ray Serve LLM", "not measured: it needs an environment of its own, which was not tried"
 
 
 def plot(bench: Bench, out: Path) -> None:

@@ -6,6 +6,7 @@ All get the same flags: learnd's own command line for vLLM, `service.engines.vll
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import sys
 import time
@@ -176,6 +177,19 @@ def engine(folder: Path, data: Path, source: str, dtype: str, adapters: Mapping[
     command = [sys.executable, "-W", "ignore", str(script), str(port), str(data), source, dtype]
     named = [f"{name}={path}" for name, path in adapters.items()]
     return Server("engine", folder, [*command, *named], "/health", port, GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
+
+
+def ray_serve_llm(folder: Path, environment: Path, settings: Settings, base: BaseModel) -> Server:
+    """Ray Serve LLM of another Python environment, with the same flags for its vLLM; the base alone."""
+    port, limits = free_port(), settings.engine
+    asked = {
+        "dtype": settings.base.dtype, "max_model_len": settings.base.max_model_len, "max_num_seqs": limits.max_num_seqs,
+        "kv_cache_memory_bytes": int(limits.kv_cache_gib * 2**30), "enforce_eager": True, "distributed_executor_backend": "mp",
+    }  # fmt: skip
+    script = Path(__file__).parent / "_ray_serve_llm.py"
+    command = [str(environment / "bin/python"), "-W", "ignore", str(script), str(port), str(base.path), "base", json.dumps(asked)]
+    variables = {**VllmEngine.environment(settings), "OMP_WAIT_POLICY": "PASSIVE", "RAY_USAGE_STATS_ENABLED": "0"}
+    return Server("ray-serve-llm", folder, command, "/v1/models", port, **variables, GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
 
 
 def learnd(

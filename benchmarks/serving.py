@@ -1,4 +1,4 @@
-"""Serving, side by side: bare vLLM, learnd, its engine alone, Transformers with PEFT; adapters, fewer bits, a swap, a job.
+"""Serving, side by side: bare vLLM, learnd, its engine alone, Ray Serve LLM, Transformers; adapters, fewer bits, a swap, a job.
 
 The servers run on this machine at once and are asked in turns, A B A B, each while the other's processes are stopped (SIGSTOP),
 since an idle server polls. Figures are ratios of neighbouring turns: their median, with the lowest and the highest. `--quick` has
@@ -22,7 +22,7 @@ from _alone import CHAMPION, beside_a_job, swapped
 from _cells import Bench
 from _load import drive, prompts
 from _report import figures_of, findings, plot, table
-from _servers import LINES, Server, bare, engine, learnd, make_versions, naive, settings_of, tiny_base
+from _servers import LINES, Server, bare, engine, learnd, make_versions, naive, ray_serve_llm, settings_of, tiny_base
 from rich.console import Console
 
 from learners.base import prepare
@@ -42,6 +42,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("bench-report"), help="where the plots go")
     parser.add_argument("--dtype", default="bfloat16", help="of all vLLM servers; on a CPU without AVX-512 try float32")
     parser.add_argument("--base", default=SOURCE, help="as base.source; `tiny`: two random layers, to try the bench itself")
+    parser.add_argument(
+        "--ray-serve-llm", type=Path, help="an environment that benchmarks/ray-serve-llm.sh has made: compare it too"
+    )
     parser.add_argument("--only", default="", help=f"parts, of {','.join(PARTS)}")
     said = parser.parse_args()
     console = Console(stderr=True, highlight=False, width=130)
@@ -51,7 +54,7 @@ def main() -> int:
     is_whole = True
     with tempfile.TemporaryDirectory(prefix="learnd-bench-") as folder:
         try:
-            run(bench, Path(folder), parts, said.base, said.dtype)
+            run(bench, Path(folder), parts, said.base, said.dtype, said.ray_serve_llm)
         except KeyboardInterrupt:
             is_whole = False
     bench.note(
@@ -64,7 +67,7 @@ def main() -> int:
     return int(not is_whole or any(turn.failed for cell in bench.cells.values() for turn in cell.turns))
 
 
-def run(bench: Bench, folder: Path, parts: Sequence[str], source: str, dtype: str) -> None:
+def run(bench: Bench, folder: Path, parts: Sequence[str], source: str, dtype: str, ray: Path | None) -> None:
     """Start everything, measure, stop everything."""
     if source == "tiny":
         source = str(folder / "tiny")
@@ -83,8 +86,10 @@ def run(bench: Bench, folder: Path, parts: Sequence[str], source: str, dtype: st
                 warm(ours)
                 warm(stock)
                 if "gateway" in parts:
-                    with contextlib.nullcontext() if bench.quick else engine(folder, data, source, dtype, four) as own:
-                        gateway(bench, ours, [stock, own] if own else [stock])
+                    others = [] if bench.quick else [engine(folder, data, source, dtype, four)]
+                    others += [ray_serve_llm(folder, ray, settings, base)] if ray else []
+                    with contextlib.ExitStack() as asked:
+                        gateway(bench, ours, [stock, *(asked.enter_context(other) for other in others)])
                 if "adapters" in parts:
                     of_adapters(bench, ours, stock)
         if "naive" in parts and bench.has_time("Transformers"):
@@ -98,9 +103,9 @@ def run(bench: Bench, folder: Path, parts: Sequence[str], source: str, dtype: st
         bench.note("learnd: peak memory of the whole tree", f"{ours.peak_bytes / 2**30:.2f} GiB (PSS)")
 
 
-def warm(server: Server) -> None:
+def warm(server: Server, models: Sequence[str] = MIXED) -> None:
     """Lazy imports, first kernels."""
-    drive(server.port, [*MIXED], 4, 2, prompts(50_000), tokens=8)
+    drive(server.port, models, 4, 2, prompts(50_000), tokens=8)
 
 
 def of_naive(bench: Bench, ours: Server, other: Server) -> None:
@@ -125,7 +130,7 @@ def alone(bench: Bench, ours: Server, parts: Sequence[str]) -> None:
 def gateway(bench: Bench, ours: Server, others: Sequence[Server]) -> None:
     """Learnd and the others on the base, and who uses the processor while."""
     for other in others:
-        warm(other)
+        warm(other, [BASE])
         other.pause()
     idle_before, began = ours.cpu_seconds(), time.monotonic()
     time.sleep(3)

@@ -42,7 +42,7 @@ def test_ratios_are_of_neighbouring_turns(bench):
 def test_the_last_line_has_the_keys_and_null_for_what_was_not_measured(bench):
     told = _report.figures_of(bench)
     assert list(told) == [
-        "vs_bare_vllm", "vs_own_engine", "adapter_vs_base", "mixed4_vs_base", "vs_stock_lora", "int8_vs_bf16", "int4_vs_bf16",
+        "vs_bare_vllm", "vs_own_engine", "vs_ray_serve_llm", "adapter_vs_base", "mixed4_vs_base", "vs_stock_lora", "int8_vs_bf16", "int4_vs_bf16",
         "vs_transformers_fp32", "swap", "while_training",
     ]  # fmt: skip
     assert told["vs_bare_vllm"] == {"c8": {"throughput": 1.075, "ttft_p50": 1.05}, "c16": {"throughput": None, "ttft_p50": None}}
