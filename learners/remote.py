@@ -6,12 +6,14 @@ import atexit
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from ray.train import RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from learners import cores
 from learners.job import run
 
 _MEMORY = {"hugetlb": 1, "mmap_threshold": 2**32, "trim_threshold": 2**34}
@@ -68,4 +70,5 @@ def _work(config: dict[str, Any]) -> None:
 
     os.nice(config["nice"])
     torch.set_num_threads(config["threads"])
-    run(Path(config["folder"]), is_main=os.environ.get("RANK", "0") == "0")
+    with nullcontext() if torch.cuda.is_available() else cores.wanted():
+        run(Path(config["folder"]), is_main=os.environ.get("RANK", "0") == "0")

@@ -113,7 +113,7 @@ class Engine(Closed):
     gpus: float = Field(default_factory=lambda: float(any(Path("/dev").glob("nvidia[0-9]*"))), ge=0)
     """Of each replica; by default a whole one where this machine has an NVIDIA card."""
     threads: int = Field(0, ge=0)
-    """OpenMP threads on a CPU; 0: as many as cores."""
+    """OpenMP threads on a CPU, two thirds of them while a job trains there; 0: as many as cores."""
     has_grouped_lora: bool = True
     """Use learnd's CPU kernels for LoRA in place of vLLM's."""
     tool_call_parser: str | None = None

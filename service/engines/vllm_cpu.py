@@ -4,7 +4,8 @@ vLLM's CPU kernels for LoRA gather a copy of the adapter for every token, which 
 the base, and in a mixed batch they give the rows without an adapter the last slot's (vllm#48421). Here a step's few rows of each
 adapter, as in decoding, go through a kernel of our own (native.py), all adapters in one call for a layer; an adapter's many rows,
 as of prompts, are a product each. The slices of a layer (q, k, v; gate, up) lie in one storage. A base whose weights oneDNN has
-packed away has `layer.weight = None`, where vLLM then looks for a device. Norms and activations are in vllm_cpu_layers.py.
+packed away has `layer.weight = None`, where vLLM then looks for a device. Norms and activations are in vllm_cpu_layers.py,
+threads beside a job in vllm_cpu_threads.py.
 Embedding and logits adapters are left to vLLM's code.
 
 Off with LEARND_CPU_LORA=0, on other platforms and, with a warning, under a vLLM that it was not tested with.
@@ -28,6 +29,7 @@ from vllm.platforms import current_platform
 from service.engines import native
 from service.engines.vllm import SWITCH
 from service.engines.vllm_cpu_layers import use_kernels
+from service.engines.vllm_cpu_threads import leave_cores
 
 TESTED_VERSIONS = ("0.32.",)
 
@@ -49,6 +51,7 @@ def register() -> None:
     kernels = f"{GroupedPunicaWrapper.__module__}.{GroupedPunicaWrapper.__qualname__}"
     type(current_platform).get_punica_wrapper = classmethod(lambda _: kernels)
     use_kernels()
+    leave_cores()
     _find_packed_layers()
     for layer in (BaseLinearLayerWithLoRA, MergedColumnParallelLinearWithLoRA):
         _fuse_storage_of(layer)

@@ -2,13 +2,14 @@
 
 import multiprocessing
 import os
-import threading
 import time
+from itertools import pairwise
 
 import pytest
 import torch
 
 from learners import pace
+from learners.pace import MOST_PATIENCE, Pace
 
 SECOND = 10**9
 
@@ -37,7 +38,17 @@ def passes(shares, every=pace.SECONDS):
 
 @pytest.mark.usefixtures("threads")
 def test_threads_are_halved_where_the_cores_are_crowded_and_come_back_one_by_one():
-    assert passes([0.0, 0.5, 0.5, 0.9, 0.1, 0.0, 0.0, 0.0, 0.0]) == [4, 2, 1, 1, 1, 2, 3, 4, 4]
+    assert passes([0.0, 0.5, 0.9, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0]) == [4, 2, 1, 1, 1, 1, 1, 2, 2]
+
+
+def test_where_one_more_was_too_many_it_is_tried_later_each_time():
+    pace, threads = Pace(2), []
+    for _ in range(200):
+        threads.append(pace.after(0.5 if threads and threads[-1] == 2 else 0.0))
+    tried = [n for n, (before, after) in enumerate(pairwise(threads)) if (before, after) == (1, 2)]
+    waits = [after - before for before, after in pairwise(tried)]
+    assert waits == sorted(waits)
+    assert waits[-1] >= MOST_PATIENCE
 
 
 @pytest.mark.usefixtures("threads")
@@ -55,27 +66,29 @@ def test_where_nobody_counts_the_threads_stay():
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or pace.times() is None, reason="Linux counts it")
 def test_a_thread_that_shares_its_core_is_seen_to_wait_for_it():
-    share = {}
-
-    def work():
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        before, until = pace.times(), time.monotonic() + 1
-        while time.monotonic() < until:
-            pass
-        ran, waited = (after - was for after, was in zip(pace.times(), before, strict=True))
-        share["waited"] = waited / (ran + waited)
-
-    other = multiprocessing.get_context("spawn").Process(target=burn, args=(min(os.sched_getaffinity(0)),), daemon=True)
+    core = min(os.sched_getaffinity(0))
+    spawn = multiprocessing.get_context("spawn")
+    results = spawn.Queue()
+    other = spawn.Process(target=burn, args=(core,), daemon=True)
     other.start()
+    job = spawn.Process(target=work, args=(core, results), daemon=True)
+    job.start()
     try:
-        time.sleep(2)  # a process of Python has begun
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
+        assert results.get(timeout=120) > pace.CROWDED
     finally:
         other.kill()
         other.join()
-    assert share["waited"] > pace.CROWDED
+        job.join()
+
+
+def work(core, results):
+    time.sleep(2)  # the other process has begun
+    os.sched_setaffinity(0, {core})
+    before, until = pace.times(), time.monotonic() + 1
+    while time.monotonic() < until:
+        pass
+    ran, waited = (after - was for after, was in zip(pace.times(), before, strict=True))
+    results.put(waited / (ran + waited))
 
 
 def burn(core):
