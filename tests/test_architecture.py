@@ -12,7 +12,12 @@ PACKAGES = ("replay", "learners", "service")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 DOORS = {
     "ray": {"service/deployments.py", "service/remote.py", "learners/remote.py"},
-    "vllm": {"service/engines/vllm.py", "service/engines/vllm_cpu.py", "service/engines/vllm_cpu_layers.py"},
+    "vllm": {
+        "service/engines/vllm.py",
+        "service/engines/vllm_cpu.py",
+        "service/engines/vllm_cpu_layers.py",
+        "service/engines/vllm_cpu_threads.py",
+    },
     "peft": {"learners/adapter.py"},
     "trl": {"learners/trainer.py", "learners/preference.py"},
     "accelerate": {"learners/sharding.py"},
