@@ -9,7 +9,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 
@@ -19,9 +19,10 @@ def _lock() -> Path:
 
 @contextmanager
 def wanted() -> Iterator[None]:
-    """Inside, this process computes: any number of them may."""
-    with _lock().open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
+    """Inside, this process computes: any number of them may. Where that cannot be said, it does all the same."""
+    with ExitStack() as held:
+        with suppress(OSError):
+            fcntl.flock(held.enter_context(_lock().open("a")), fcntl.LOCK_SH)
         yield
 
 
@@ -30,8 +31,8 @@ def are_wanted() -> bool:
     try:
         with _lock().open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
+    except OSError:
+        return False
     return False

@@ -43,3 +43,9 @@ def test_a_job_that_is_killed_wants_nothing_any_more():
     os.kill(job.pid, signal.SIGKILL)
     job.join()
     assert not cores.are_wanted()
+
+
+def test_where_nobody_can_be_told_a_job_computes_all_the_same(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with cores.wanted():
+        assert not cores.are_wanted()
