@@ -1,5 +1,6 @@
-"""Hypothesis without clocks, since a slow machine is no failure; and which of pytest's processes runs what."""
+"""Hypothesis without clocks, since a slow machine is no failure; which of pytest's processes runs what; threads for a test."""
 
+import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
@@ -23,3 +24,14 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_modifyitems(items):
     """The longest unit begins first."""
     items.sort(key=lambda item: not item.nodeid.startswith(WITH_DAEMONS))
+
+
+@pytest.fixture
+def four_threads():
+    """PyTorch computes with four threads, and afterwards with as many as before."""
+    import torch  # not for those who need none
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)

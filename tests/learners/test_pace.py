@@ -14,15 +14,6 @@ from learners.pace import MOST_PATIENCE, Pace
 SECOND = 10**9
 
 
-@pytest.fixture
-def threads():
-    """Four compute threads for the test, and what there were afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
-
-
 def passes(shares, every=pace.SECONDS):
     """Threads after each forward pass, when the thread waited for such shares of the time between them."""
     now, times, found = [0.0], [[0, 0]], []
@@ -36,7 +27,7 @@ def passes(shares, every=pace.SECONDS):
     return found
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("four_threads")
 def test_threads_are_halved_where_the_cores_are_crowded_and_come_back_one_by_one():
     assert passes([0.0, 0.5, 0.9, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0]) == [4, 2, 1, 1, 1, 1, 1, 2, 2]
 
@@ -51,12 +42,12 @@ def test_where_one_more_was_too_many_it_is_tried_later_each_time():
     assert waits[-1] >= MOST_PATIENCE
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("four_threads")
 def test_it_does_not_look_at_each_pass():
     assert passes([0.9, 0.9, 0.9], every=pace.SECONDS / 2) == [4, 2, 2]
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("four_threads")
 def test_where_nobody_counts_the_threads_stay():
     module = torch.nn.Linear(1, 1)
     pace.follow(module, look=lambda: None, clock=iter(range(0, 1000, 100)).__next__)

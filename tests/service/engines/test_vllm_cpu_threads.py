@@ -7,19 +7,11 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from service.engines import vllm_cpu_threads
 
 
-@pytest.fixture
-def four():
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_a_third_is_left_and_one_stays():
     assert [vllm_cpu_threads.beside_a_job(n) for n in (1, 2, 3, 4, 16)] == [1, 1, 2, 2, 10]
 
 
-@pytest.mark.usefixtures("four")
+@pytest.mark.usefixtures("four_threads")
 def test_they_are_fewer_while_a_job_trains_and_come_back(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # as vLLM's worker leaves it
     now, trains = [0.0], [False]
