@@ -47,6 +47,8 @@ def main() -> int:
     )
     parser.add_argument("--only", default="", help=f"parts, of {','.join(PARTS)}")
     said = parser.parse_args()
+    if said.ray_serve_llm and not (said.ray_serve_llm / "bin/python").exists():
+        parser.error(f"{said.ray_serve_llm} is no environment: make it by `benchmarks/ray-serve-llm.sh {said.ray_serve_llm}`")
     console = Console(stderr=True, highlight=False, width=130)
     parts = said.only.split(",") if said.only else [part for part in PARTS if not (said.quick and part == "quantized")]
     bench = Bench(said.quick, console)
