@@ -6,6 +6,7 @@ known, and the launcher resumes what it finds.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
@@ -36,6 +37,13 @@ HELD_OUT_PER_SLICE = 200
 VALIDATED_PER_SLICE = 50
 """Older validation examples that help to choose a checkpoint, of each slice that the job does not teach: where it does, they may
 say the opposite of what is new. Each costs a forward pass at each validation."""
+TAUGHT_SHARE = 0.1
+"""Of the fresh examples: a slice of fewer is not what a job is for, and a few late corrections leave it its older validations."""
+
+
+def taught(fresh: Sequence[Example]) -> set[str]:
+    """The slices that a job teaches."""
+    return {name for name, count in Counter(e.slice for e in fresh).items() if count >= TAUGHT_SHARE * len(fresh)}
 
 
 class Launcher(Protocol):
@@ -179,8 +187,8 @@ class Training:
         ratio = drawn_in_all(learning.replay_ratio, learning.epochs)
         plan = STRATEGIES[learning.strategy].plan(fresh, remembered, kept, ratio, learning.seed)
         older = [e for name, some in held.items() for e in ledger.rotated(some, HELD_OUT_PER_SLICE, seen[name])]
-        choosing, taught = ledger.validations(conn, job.line, VALIDATED_PER_SLICE), {example.slice for example in fresh}
-        older += chain.from_iterable(some for name, some in choosing.items() if name not in taught)
+        choosing = ledger.validations(conn, job.line, VALIDATED_PER_SLICE)
+        older += chain.from_iterable(some for name, some in choosing.items() if name not in taught(fresh))
         counted = looks.counted(fresh, jobs.judged(conn, job.line), held, golden, seen, HELD_OUT_PER_SLICE)
         spec = {
             "id": job.id,

@@ -101,6 +101,17 @@ class TestFromFeedbackToChampion:
         assert [v.state for v in world.read(lambda conn: registry.versions(conn, LINE))] == ["live", "retired"]
         assert world.conductor.remembered(LINE).keys() == {"new", "second"}
 
+    @pytest.mark.parametrize(("late", "chooses"), [(4, True), (5, False)])
+    def test_a_few_late_examples_of_a_slice_do_not_silence_its_older_ones(self, world, late, chooses):
+        """A tenth of the fresh examples is what a job teaches; with fewer, nothing else would tell that the slice is forgotten."""
+        world.demonstrate(40)
+        promoted(world)
+        world.demonstrate(45 - late, slice="second")
+        world.demonstrate(late)
+        world.until(lambda w: w.job.id == "desk-job2" and w.job.state is jobs.State.RUNNING)
+        older = [json.loads(row) for row in (world.folder / "jobs" / "desk-job2" / "older.jsonl").read_text().splitlines()]
+        assert any(row["split"] == "validation" and row["slice"] == "new" for row in older) is chooses
+
     def test_a_job_is_told_what_the_line_will_remember_if_it_is_promoted_and_nothing_erased(self, world):
         world.demonstrate(40)
         promoted(world)
