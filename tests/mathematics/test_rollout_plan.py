@@ -1,10 +1,15 @@
 """The rollout's test plan in its reduced form: `learnd bench rollout --full` is the whole of it."""
 
+import itertools
+import math
+
+import numpy as np
 import pytest
 
 from benchmarks import rollout
-from benchmarks.rollout_plan import mutants, single
-from benchmarks.rollout_plan.paths import Check, Scale, most_by_chance
+from benchmarks.rollout_plan import exact, mutants, single
+from benchmarks.rollout_plan.paths import Check, Scale, bernoulli, first_crossing, log_paths, most_by_chance
+from service.rollout.evidence import log_e_promote, log_e_rollback
 
 SOME = Scale(is_full=False)
 
@@ -29,12 +34,47 @@ def test_a_mutant_is_caught_and_ours_is_not(make):
     assert pair.is_caught, pair
 
 
-def test_the_three_ways_that_a_trial_ends_are_those_of_the_reference():
-    for number, effect in ((0, 0.05), (2, 0.0), (6, -0.20)):
-        found = single.three_ways(SOME, effect, number)
-        for name, (promoted, rolled_back, _) in found.items():
-            up, down, _ = single.THREE_WAYS[name][3][number]
-            assert (promoted, rolled_back) == (pytest.approx(up, abs=0.08), pytest.approx(down, abs=0.08)), name
+PROMOTION, ROLLBACK = exact.Bets(-0.05, 3.0), exact.Bets(0.0, 2.0, is_harm=True)
+"""Low enough that ten pairs end some trials either way."""
+
+
+def enumerated(candidate, champion, pairs, *, last_look_only=False):
+    """Promoted, rolled back, neither: every sequence of outcomes, with the service's own e-values."""
+    win, loss = candidate * (1 - champion), champion * (1 - candidate)
+    chance_of = {1.0: win, 0.0: 1 - win - loss, -1.0: loss}
+    found = [0.0, 0.0, 0.0]
+    for outcomes in itertools.product(chance_of, repeat=pairs):
+        end = 2
+        for n in range(pairs if last_look_only else 1, pairs + 1):
+            if log_e_rollback(outcomes[:n]) >= math.log(2.0):
+                end = 1
+            elif log_e_promote(outcomes[:n], 0.05) >= math.log(3.0):
+                end = 0
+            if end < 2:
+                break
+        found[end] += math.prod(chance_of[one] for one in outcomes)
+    return found
+
+
+@pytest.mark.parametrize(("candidate", "champion"), [(0.7, 0.7), (0.9, 0.2), (0.3, 0.8)])
+def test_the_ends_of_a_trial_are_those_of_all_its_outcomes(candidate, champion):
+    ends = exact.ends(candidate, champion, PROMOTION, ROLLBACK, cap=7)
+    looked = enumerated(candidate, champion, 7)
+    assert [ends.promoted, ends.rolled_back, ends.expired] == pytest.approx(looked, abs=1e-12)
+    peeked_once = enumerated(candidate, champion, 7, last_look_only=True)
+    assert peeked_once != pytest.approx(looked, abs=1e-3), "an end at any look is more than one at the last"
+
+
+def test_the_three_ways_that_a_trial_ends_are_those_of_draws_and_of_the_reference():
+    draws = SOME.random(5)
+    codes = bernoulli(0.68, 0.7)(draws, 400, 2000)
+    up = first_crossing(log_paths(codes, -0.05), math.log(20))
+    down = first_crossing(log_paths((2 - codes).astype(np.int8), 0.0), math.log(20))
+    ends = exact.ends(0.68, 0.7, exact.Bets(-0.05, 20), exact.Bets(0.0, 20, is_harm=True), cap=2000)
+    assert ends.promoted == pytest.approx(((up < down) & (up <= 2000)).mean(), abs=0.08)  # three standard errors and a half
+    assert ends.rolled_back == pytest.approx(((down <= up) & (down <= 2000)).mean(), abs=0.08)
+    checks = list(single.t5(SOME))
+    assert not [f"{check.what}: {check.found}, must be {check.limit}" for check in checks if not check.passed]
 
 
 def test_the_last_line_has_its_fields_and_says_what_was_missed():
