@@ -44,6 +44,8 @@ class Parity:
     """The mean size of a token's difference."""
     effect: float
     """The mean size of what the adapter itself changes; 0 without one."""
+    ignored: float
+    """What `mean` would be if the engine left the adapter out; 0 without one. The control: within the bound nothing was shown."""
 
 
 def main() -> int:
@@ -54,10 +56,12 @@ def main() -> int:
     said = parser.parse_args()
     console = Console(stderr=True, highlight=False, width=110)
     found = {name: measure(name, 8 if said.quick else 32, console) for name in said.only.split(",")}
-    table = Table("base", "adapter", "engine − training", "mean size", "the adapter's effect", title="Nats per token")
+    names = ("base", "adapter", "engine − training", "mean size", "the adapter's effect", "if it were left out")
+    table = Table(*names, title="Nats per token")
     for name, parities in found.items():
         for kind, parity in parities.items():
-            table.add_row(name, kind, f"{parity.mean:+.4f}", f"{parity.absolute:.4f}", f"{parity.effect:.3f}")
+            shown = (f"{parity.mean:+.4f}", f"{parity.absolute:.4f}", f"{parity.effect:.3f}", f"{parity.ignored:+.3f}")
+            table.add_row(name, kind, *shown)
     console.print(table)
     if said.json:
         print(json.dumps({name: {kind: asdict(p) for kind, p in parities.items()} for name, parities in found.items()}))
@@ -107,8 +111,14 @@ async def _served(quantization: str, base: BaseModel, folder: Path, scored: list
 
 def _parity(engine: list[float], training: list[float], without: list[float]) -> Parity:
     apart = [served - trained for served, trained in zip(engine, training, strict=True)]
-    effect = statistics.fmean(abs(trained - plain) for trained, plain in zip(training, without, strict=True))
-    return Parity(round(statistics.fmean(apart), 5), round(statistics.fmean(map(abs, apart)), 5), round(effect, 4))
+    left_out = [plain - trained for plain, trained in zip(without, training, strict=True)]
+    found = (
+        statistics.fmean(apart),
+        statistics.fmean(map(abs, apart)),
+        statistics.fmean(map(abs, left_out)),
+        statistics.fmean(left_out),
+    )
+    return Parity(*(round(value, 5) for value in found))
 
 
 if __name__ == "__main__":
