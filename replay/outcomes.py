@@ -59,12 +59,17 @@ class UnitOutcome:
     requests: int
     asked_at: float | None = None
     """When the first of them came in; None: not known, so taken as `first_at`."""
-    is_silent: bool = False
-    """Nobody has said anything under the metric of any counted request; False until it is matured."""
+    answered: float = 1.0
+    """Share of its counted requests of which something was said under the metric; 1 until it is matured."""
     losses: Mapping[str, float] = field(default_factory=dict)
     """By guard: mean over its counted requests, in [0, 1]; empty until it is matured."""
-    unheard: frozenset[str] = frozenset()
-    """The guards whose metric nobody has said anything under."""
+    answers: Mapping[str, float] = field(default_factory=dict)
+    """As `answered`, by guard with a metric of its own; of the others all is known."""
+
+    @property
+    def is_silent(self) -> bool:
+        """Nobody has said anything under the metric of any counted request."""
+        return self.answered == 0
 
 
 def outcomes(
@@ -182,8 +187,8 @@ def _outcome(rows: Sequence[Row[*tuple[Any, ...]]], words: _Words, window_second
 def _judged(counted: Sequence[Row[*tuple[Any, ...]]], words: _Words, closes_at: float) -> dict[str, Any]:
     """What a matured unit experienced, as the mean over its counted requests."""
 
-    def is_silent(metric: str) -> bool:
-        return all(words.of(metric, row.id, closes_at) is None for row in counted)
+    def answered(metric: str) -> float:
+        return mean(lambda row: words.of(metric, row.id, closes_at) is not None)
 
     def loss(guard: Guard) -> Callable[[Row[*tuple[Any, ...]]], float]:
         return lambda row: _loss(row, guard, words, closes_at)
@@ -193,9 +198,9 @@ def _judged(counted: Sequence[Row[*tuple[Any, ...]]], words: _Words, closes_at: 
 
     return {
         "reward": mean(lambda row: _reward(row, words, closes_at)),
-        "is_silent": is_silent(words.metric),
+        "answered": answered(words.metric),
         "losses": {name: mean(loss(guard)) for name, guard in words.guards.items()},
-        "unheard": frozenset(name for name, guard in words.guards.items() if guard.metric and is_silent(guard.metric)),
+        "answers": {name: answered(guard.metric) for name, guard in words.guards.items() if guard.metric},
     }
 
 

@@ -56,7 +56,8 @@ class Guardrail(Closed):
     """A failed reply, one that took longer than `limit` seconds, whose first token did (streams only), with more or fewer than
     `limit` tokens; or what a declared metric says, such as refusals or broken formats that your own systems report."""
     margin: float = Field(gt=0, lt=1)
-    """A candidate shown to lose by less may be promoted; one shown to lose by more is rolled back."""
+    """A candidate shown to lose by less may be promoted; one shown to lose by more is rolled back. With the kind `metric`,
+    among the units that answer, and below 0.5."""
     limit: float = Field(0, ge=0)
     metric: str = ""
     """With the kind `metric`: a metric of `feedback.metrics`."""
@@ -65,6 +66,8 @@ class Guardrail(Closed):
     def _is_whole(self) -> Self:
         if self.kind == "metric" and not self.metric:
             raise ValueError("a guardrail of the kind `metric` needs `metric`, the name of one in feedback.metrics")
+        if self.kind == "metric" and self.margin >= HALF:
+            raise ValueError("a guardrail of the kind `metric` needs a `margin` below 0.5: silence counts one half")
         if self.kind in {"latency", "first_token", "long", "short"} and self.limit <= 0:
             raise ValueError(f"a guardrail of the kind `{self.kind}` needs `limit`, in seconds or tokens")
         return self
@@ -135,8 +138,8 @@ class Rollout(Closed):
     step_min_units: int = Field(20, ge=1)
     mode: Literal["non_inferiority", "superiority"] = "non_inferiority"
     """What is to be shown of the metric: not worse by the margin, or better. Guardrails keep their margins either way."""
-    margin: float = Field(0.05, ge=0, lt=1)
-    """Non-inferiority margin on the reward in [0, 1], where a missing answer counts one half."""
+    margin: float = Field(0.05, ge=0, lt=0.5)
+    """Non-inferiority margin on the reward in [0, 1], among the units that answer: fewer answers take more units."""
     alpha_promote: float = Field(0.05, gt=0, lt=1)
     """Chance, for each candidate, of promoting one that is worse by the margin."""
     multiplicity: Literal["e_lond", "per_test"] = "e_lond"

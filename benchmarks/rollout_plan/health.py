@@ -23,6 +23,7 @@ from benchmarks.rollout_plan.paths import (
 )
 from replay.records import Arm
 from service.rollout.assignment import arm_at, place_of
+from service.rollout.evidence import log_e_promote
 from service.rollout.health import CONCENTRATION, log_e_mismatch
 
 NEVER = 10**9
@@ -97,12 +98,12 @@ def t9(scale: Scale) -> Iterator[Check]:
     held, silenced, judged = [], [], []
     for rows in chunks(runs, 8000):
         candidate, control = thumbs(random, (rows, 8000), 0.049, 0.021), thumbs(random, (rows, 8000), 0.07, 0.03)
-        held.append(hold_times(candidate != 1, control != 1) < _promoted(candidate, control, 0.005))
+        held.append(hold_times(candidate != 1, control != 1) < first_crossing(answered_paths(candidate, control), math.log(20)))
     yield Check("T9", "answers 10 % → 7 %: held before a promotion", float(np.concatenate(held).mean()), least=0.90)
     for rows in chunks(runs, 20_000):  # 3 % thumb, 70 % of them up; then half of the unhappy ones fall silent, quality .10 worse
         candidate, control = thumbs(random, (rows, 20_000), 0.021, 0.0045), thumbs(random, (rows, 20_000), 0.021, 0.009)
-        silenced.append(_promoted(candidate, control, 0.0015) <= 20_000)
-        by_feedback = log_paths((candidate - control + 2).astype(np.int8), -0.0015, FIVE)
+        by_feedback = answered_paths(candidate, control)
+        silenced.append(first_crossing(by_feedback, math.log(20)) <= 20_000)
         by_judge = log_paths(bernoulli(0.6, 0.7)(random, rows, 20_000), -0.05)
         judged.append((np.minimum(by_feedback, by_judge) >= math.log(20)).any(axis=1))
     what = "unhappy users fall silent, feedback alone: promoted (the documented limit)"
@@ -112,9 +113,14 @@ def t9(scale: Scale) -> Iterator[Check]:
     yield from _delays(scale.random(9, 9), 200_000 if scale.is_full else 40_000)
 
 
-def _promoted(candidate: Codes, control: Codes, margin: float) -> Ints:
-    paths = log_paths((candidate - control + 2).astype(np.int8), -margin, FIVE)
-    return first_crossing(paths, math.log(20))
+def answered_paths(candidate: Codes, control: Codes, margin: float = 0.05) -> Floats:
+    """ln e against "worse by the margin where users answer" after each pair of `thumbs`, as `evidence.log_e_promote` has it."""
+    answered = (control != 1).astype(np.int8)
+    values = np.concatenate([FIVE - margin, FIVE])
+    found = log_paths((candidate - control + 2 + 5 * answered).astype(np.int8), -margin, values)
+    differences = FIVE[candidate[0] - control[0] + 2]
+    assert math.isclose(found[0, -1], log_e_promote(differences, margin, answered=answered[0]), abs_tol=1e-8), "not the service's"
+    return found
 
 
 def _delays(random: np.random.Generator, units: int) -> Iterator[Check]:

@@ -42,9 +42,20 @@ def log_e(differences: ArrayLike, null: float, counts: ArrayLike | None = None) 
     return float(np.logaddexp.reduce(log_wealth) - np.log(len(FRACTIONS)))
 
 
-def log_e_promote(differences: ArrayLike, margin: float, counts: ArrayLike | None = None) -> float:
-    """Against "the candidate is worse than the champion by at least `margin`": large means non-inferior."""
-    return log_e(differences, -margin, counts)
+def log_e_promote(differences: ArrayLike, margin: float, counts: ArrayLike | None = None, answered: ArrayLike = 1.0) -> float:
+    """Against "the candidate is worse than the champion by at least `margin` where users answer": large means non-inferior.
+
+    Silence counts one half in both arms, so of a difference among those who answer only the share that answers is left in the
+    mean: with `margin` on the mean, a candidate could turn every rare answer from good to bad. So a pair has the margin as far
+    as its control unit was answered, `answered` in [0, 1]: the mean of D + margin · answered is what is tested. All answered
+    is the plain test. Nothing has to be known of the share beforehand; `margin` is below one half, so that no wealth is negative.
+    """
+    return log_e(np.asarray(differences, dtype=np.float64) - margin * (1.0 - np.asarray(answered)), -margin, counts)
+
+
+def log_e_harm(differences: ArrayLike, margin: float, counts: ArrayLike | None = None, answered: ArrayLike = 1.0) -> float:
+    """Against "not worse than the champion by more than `margin` where users answer": large means harm; as `log_e_promote`."""
+    return log_e(margin * (1.0 - np.asarray(answered)) - np.asarray(differences, dtype=np.float64), margin, counts)
 
 
 def log_e_rollback(differences: ArrayLike, counts: ArrayLike | None = None) -> float:
@@ -84,22 +95,26 @@ def reward_of(unit: UnitOutcome) -> float | None:
     return unit.reward
 
 
-def pair(outcomes: Sequence[UnitOutcome], steps: Sequence[float], value: Value = reward_of) -> NDArray[np.float64]:
-    """Differences candidate - control: the k-th matured unit of one arm with the k-th of the other, in each weight step.
+def paired(
+    outcomes: Sequence[UnitOutcome], steps: Sequence[float], value: Value = reward_of
+) -> list[tuple[UnitOutcome, UnitOutcome]]:
+    """Candidate and control: the k-th matured unit of one arm that has a value with the k-th of the other, in each weight step.
 
     `steps` are the times at which the weight steps opened. Units are taken in order of their first request, and a unit's
     window closes a fixed time after that, so the matured ones are a prefix: pairs are only ever added, whatever their outcome.
     """
-    arms: dict[tuple[int, str], list[float]] = defaultdict(list)
+    arms: dict[tuple[int, str], list[UnitOutcome]] = defaultdict(list)
     for unit in sorted(outcomes, key=lambda u: (u.first_at, u.unit)):
-        if unit.is_matured and (found := value(unit)) is not None:
-            arms[bisect_right(steps, unit.first_at), str(unit.arm)].append(found)
-    differences = [
-        candidate - control
-        for step in range(len(steps) + 1)
-        for candidate, control in zip(arms[step, Arm.CANDIDATE], arms[step, Arm.CONTROL], strict=False)
+        if unit.is_matured and value(unit) is not None:
+            arms[bisect_right(steps, unit.first_at), str(unit.arm)].append(unit)
+    return [
+        both for step in range(len(steps) + 1) for both in zip(arms[step, Arm.CANDIDATE], arms[step, Arm.CONTROL], strict=False)
     ]
-    return np.asarray(differences, dtype=np.float64)
+
+
+def pair(outcomes: Sequence[UnitOutcome], steps: Sequence[float], value: Value = reward_of) -> NDArray[np.float64]:
+    """Differences candidate - control of what is `paired`."""
+    return _apart(paired(outcomes, steps, value), value)
 
 
 Differences = tuple[tuple[float, int], ...]
@@ -115,6 +130,8 @@ class Guarded:
     """Matured units of candidate and control of which it is known; silence about a declared metric is not."""
     differences: Differences = ()
     """Of what was kept: one minus the loss, so that more is better."""
+    answered: Differences | None = None
+    """Those of them whose control unit was answered; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +145,8 @@ class Tally:
     """Those of them whose window has closed."""
     differences: Differences = ()
     """Of the rewards."""
+    differences_answered: Differences | None = None
+    """Those of them whose control unit was answered under the metric: the margin is theirs. None: all."""
     answered: tuple[int, int] = (0, 0)
     """Matured units of candidate and control of which somebody said something under the metric."""
     guards: tuple[Guarded, ...] = ()
@@ -152,13 +171,15 @@ def count(
     `responses` are counted from the step `trusted_from` on.
     """
     tested = [unit for unit in outcomes if bisect_right(steps, unit.first_at) >= trusted_from]
+    rewards, answered = _differences(outcomes, steps, reward_of, lambda unit: unit.answered)
     return Tally(
         assigned=_by_step((unit for unit in outcomes if _asked_at(unit) <= settled_at), steps, _asked_at),
         matured=_by_step((unit for unit in outcomes if unit.is_matured), steps, lambda unit: unit.first_at),
-        differences=_differences(outcomes, steps, reward_of),
+        differences=rewards,
+        differences_answered=answered,
         answered=_by_arm(unit for unit in outcomes if unit.is_matured and not unit.is_silent),
         guards=tuple(_guarded(name, outcomes, steps) for name in guards),
-        responses=_differences(tested, steps, lambda unit: float(not unit.is_silent)),
+        responses=_differences(tested, steps, lambda unit: float(not unit.is_silent))[0],
     )
 
 
@@ -166,16 +187,34 @@ def _guarded(name: str, outcomes: Sequence[UnitOutcome], steps: Sequence[float])
     def kept(unit: UnitOutcome) -> float | None:
         return 1.0 - unit.losses[name] if name in unit.losses else None
 
-    heard = _by_arm(unit for unit in outcomes if name in unit.losses and name not in unit.unheard)
-    return Guarded(name, heard, _differences(outcomes, steps, kept))
+    heard = _by_arm(unit for unit in outcomes if name in unit.losses and unit.answers.get(name, 1) > 0)
+    return Guarded(name, heard, *_differences(outcomes, steps, kept, lambda unit: unit.answers.get(name, 1.0)))
 
 
-def _differences(outcomes: Sequence[UnitOutcome], steps: Sequence[float], value: Value) -> Differences:
+def _differences(
+    outcomes: Sequence[UnitOutcome],
+    steps: Sequence[float],
+    value: Value,
+    answered: Callable[[UnitOutcome], float] = lambda _: 1.0,
+) -> tuple[Differences, Differences]:
+    """Of all pairs, and of those whose control unit was answered: one that was in part is, with that chance (see `grid`)."""
+
     def counted(unit: UnitOutcome) -> float | None:
         found = value(unit)
         return None if found is None else grid.on_grid(found, unit.unit)
 
-    values, times = np.unique(grid.snapped(pair(outcomes, steps, counted)), return_counts=True)
+    pairs = paired(outcomes, steps, value)
+    heard = [both for both in pairs if grid.is_drawn(answered(both[1]), both[1].unit)]
+    return _counts(_apart(pairs, counted)), _counts(_apart(heard, counted))
+
+
+def _apart(pairs: Sequence[tuple[UnitOutcome, UnitOutcome]], value: Value) -> NDArray[np.float64]:
+    found = [[value(unit) for unit in both] for both in pairs]
+    return np.asarray([a - b for a, b in found if a is not None and b is not None], dtype=np.float64)
+
+
+def _counts(differences: NDArray[np.float64]) -> Differences:
+    values, times = np.unique(grid.snapped(differences), return_counts=True)
     return tuple(zip(values.tolist(), times.tolist(), strict=True))
 
 

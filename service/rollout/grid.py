@@ -36,6 +36,11 @@ def rounded(scaled: float, chance: float) -> int:
     return math.floor(scaled) + (chance < scaled % 1)
 
 
+def is_drawn(chance: float, unit: str) -> bool:
+    """Whether the unit's draw, another one than that of its value, falls under `chance`."""
+    return chance >= 1 or _chance_of(f"answered|{unit}") < chance
+
+
 def snapped(differences: NDArray[np.float64]) -> NDArray[np.float64]:
     """Differences of values on the grid: on it too, so that equal ones are equal numbers."""
     return np.round(differences * STEPS) / STEPS

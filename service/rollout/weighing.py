@@ -19,7 +19,7 @@ from service.rollout.evidence import (
     Interval,
     Tally,
     confidence_sequence,
-    log_e,
+    log_e_harm,
     log_e_promote,
     log_e_rollback,
 )
@@ -154,21 +154,31 @@ def _silence(trial: Trial, seen: Facts) -> float:
 
 def _not_worse(trial: Trial, tally: Tally) -> dict[str, float]:
     """Against "worse by the margin", under superiority "not better" in the metric: for each thing that must not get worse."""
-    differences, times = _columns(tally.differences)
     margin = 0.0 if trial.policy.mode == "superiority" else trial.policy.margin
-    found = {QUALITY: log_e_promote(differences, margin, times)}
+    found = {QUALITY: log_e_promote(margin=margin, **_answered(tally.differences, tally.differences_answered))}
     for guard in tally.guards:
-        values, counts = _columns(guard.differences)
-        found[guard.name] = log_e_promote(values, trial.policy.guardrails[guard.name].margin, counts)
+        margin = trial.policy.guardrails[guard.name].margin
+        found[guard.name] = log_e_promote(margin=margin, **_answered(guard.differences, guard.answered))
     return found
 
 
 def _worse(trial: Trial, tally: Tally) -> dict[str, float]:
     """Against "not worse by more than the margin": for each guardrail."""
-    found = {}
-    for guard in tally.guards:
-        values, counts = _columns(guard.differences)
-        found[guard.name] = log_e([-value for value in values], trial.policy.guardrails[guard.name].margin, counts)
+    return {
+        guard.name: log_e_harm(margin=trial.policy.guardrails[guard.name].margin, **_answered(guard.differences, guard.answered))
+        for guard in tally.guards
+    }
+
+
+def _answered(differences: Differences, answered: Differences | None) -> dict[str, list[float]]:
+    """Pairs whose control unit was answered, and the others: as the e-processes with a margin take them."""
+    heard = dict(differences if answered is None else answered)
+    rows = [(d, n, 1.0) for d, n in heard.items()]
+    rows += [(d, n - heard.get(d, 0), 0.0) for d, n in differences if n > heard.get(d, 0)]
+    found: dict[str, list[float]] = {"differences": [], "counts": [], "answered": []}
+    for row in rows:
+        for name, value in zip(found, row, strict=True):
+            found[name].append(value)
     return found
 
 

@@ -1,5 +1,6 @@
 """The betting e-process against golden vectors, exact enumeration and simulation; the usual wrong variants must fail the same tests."""
 
+from collections import Counter
 from itertools import product
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from replay.ledger import UnitOutcome
 from replay.records import Arm
-from service.rollout.evidence import FRACTIONS, confidence_sequence, log_e, log_e_promote, log_e_rollback, pair
+from service.rollout.evidence import FRACTIONS, confidence_sequence, log_e, log_e_harm, log_e_promote, log_e_rollback, pair
 
 SHOWN = np.array([1, 2, 5, 10, 50, 100, 200])
 GOLDEN = {
@@ -104,6 +105,56 @@ MUTANTS = {
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_enumeration_finds_the_mutants(mutant):
     assert expectation(MUTANTS[mutant], 6, 0.65, 0.7) > 1 + 1e-3
+
+
+def rarely_answered(statistic, pairs, rate, candidate, champion):
+    """E[exp(statistic(differences, answered))] where only the share `rate` of either arm answers, a silent unit counting ½. Exact."""
+
+    def units(content):
+        return {(1.0, 1.0): rate * content, (0.0, 1.0): rate * (1 - content), (0.5, 0.0): 1 - rate}
+
+    chance = Counter()
+    for (mine, _), p in units(candidate).items():
+        for (theirs, is_answered), q in units(champion).items():
+            chance[mine - theirs, is_answered] += p * q
+    total = 0.0
+    for outcome in product(chance, repeat=pairs):
+        differences, answered = np.array(outcome).T
+        total += np.prod([chance[one] for one in outcome]) * np.exp(statistic(differences, answered))
+    return total
+
+
+@pytest.mark.parametrize(
+    ("rate", "candidate", "champion", "margin"), [(0.1, 0.6, 0.7, 0.1), (0.3, 0.1, 0.5, 0.4), (1.0, 0.6, 0.7, 0.1)]
+)
+def test_the_margin_is_that_of_units_that_answer_however_few_they_are(rate, candidate, champion, margin):
+    """At the null, worse by the margin where users answer, the mean of e is 1; with the margin on the mean it is more."""
+    ours = rarely_answered(lambda d, a: log_e_promote(d, margin, answered=a), 4, rate, candidate, champion)
+    assert ours == pytest.approx(1.0, abs=1e-12)
+    harm = rarely_answered(lambda d, a: log_e_harm(d, margin, answered=a), 4, rate, candidate, champion)
+    assert harm == pytest.approx(1.0, abs=1e-12)
+    on_the_mean = rarely_answered(lambda d, _: log_e_promote(d, margin), 4, rate, candidate, champion)
+    assert (on_the_mean > 1 + 1e-3) == (rate < 1), "the wrong variant, which is right where all answer"
+
+
+def test_a_margin_where_all_answer_is_the_plain_one_and_no_wealth_is_negative():
+    differences = golden_differences()
+    assert log_e_promote(differences, 0.05, answered=np.ones(200)) == log_e_promote(differences, 0.05)
+    assert np.isfinite(log_e_promote([-1.0, -0.5], 0.49, [1000, 1000], [0.0, 0.0]))
+    assert np.isfinite(log_e_harm([1.0, 0.5], 0.49, [1000, 1000], [0.0, 0.0]))
+
+
+def test_a_candidate_that_makes_rare_answers_bad_is_not_promoted():
+    """One in twenty answers; nine in ten of them are content with the champion, half of them with the candidate."""
+    random, promoted, wrongly = np.random.default_rng(4), 0, 0
+    for _ in range(40):
+        said = random.random((2, 4000)) < 0.05
+        rewards = np.where(said, random.random((2, 4000)) < np.array([[0.5], [0.9]]), 0.5)
+        (values, answered), times = np.unique([rewards[0] - rewards[1], said[1]], axis=1, return_counts=True)
+        promoted += log_e_promote(values, 0.05, times, answered) >= np.log(20)
+        wrongly += log_e_promote(values, 0.05, times) >= np.log(20)
+    assert promoted == 0
+    assert wrongly >= 36, "a margin on the mean promotes it"
 
 
 REPEATS, PAIRS = 400, 4000

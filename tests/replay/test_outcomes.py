@@ -40,6 +40,7 @@ def test_silence_is_half_a_failure_nothing_and_the_mean_is_the_units(trial):
     trial.thumb("a1", True, at=4.0)
     (unit,) = trial.look(now=1e9)
     assert (unit.reward, unit.errors, unit.requests) == ((1.0 + 0.5 + 0.0 + 0.5) / 4, 1, 4)
+    assert (unit.answered, unit.is_silent) == (0.25, False)
 
 
 def test_only_the_window_and_the_first_twenty_requests_count(trial):

@@ -24,7 +24,7 @@ def silenced(outcomes, arm, share):
         if unit.arm is arm:
             seen += 1
             is_silent = int(seen * share) > int((seen - 1) * share)
-            made.append(replace(unit, is_silent=is_silent, reward=0.5 if is_silent else unit.reward))
+            made.append(replace(unit, answered=float(not is_silent), reward=0.5 if is_silent else unit.reward))
         else:
             made.append(unit)
     return tuple(made)
@@ -62,19 +62,24 @@ class TestResponses:
 
 class TestSilence:
     def test_nobody_says_anything_and_nobody_is_promoted(self):
-        """Every silent unit is a half in both arms, which looks like two versions that are equal."""
-        silent = tuple(replace(unit, is_silent=True, reward=0.5) for unit in cases.units([0.5] * 400, [0.5] * 400))
+        """Every silent unit is a half in both arms, which looks like two versions that are equal: it says nothing of either."""
+        silent = tuple(replace(unit, answered=0.0, reward=0.5) for unit in cases.units([0.5] * 400, [0.5] * 400))
         said = judge(trial(**STEP), look(outcomes=silent))
-        assert said.evidence.log_promote >= said.evidence.promote_at
+        assert said.evidence.log_promote == 0.0
         assert said.move is None
+        equal = judge(trial(**STEP), look(outcomes=cases.units([0.5] * 400, [0.5] * 400)))
+        assert equal.evidence.log_promote >= equal.evidence.promote_at, "as many who say the same of both do"
 
     def test_ten_of_each_arm_must_have_said_something(self):
         def told(count):
-            first = cases.units([0.5] * 400, [0.5] * 400)
-            return tuple(replace(u, is_silent=int(u.unit.removeprefix(u.arm)) >= count, reward=0.5) for u in first)
+            better = cases.units([1.0] * count + [0.5] * (400 - count), [0.0] * count + [0.5] * (400 - count))
+            return tuple(replace(u, answered=float(int(u.unit.removeprefix(u.arm)) < count)) for u in better)
 
-        assert moved(trial(**STEP), look(outcomes=told(9))) is None
-        assert moved(trial(**STEP), look(outcomes=told(10))).to is Stage.PROMOTING
+        lax = trial(policy=cases.POLICY.model_copy(update={"alpha_promote": 0.2}), **STEP)
+        few = judge(lax, look(outcomes=told(9)))
+        assert few.evidence.log_promote >= few.evidence.promote_at
+        assert few.move is None
+        assert moved(lax, look(outcomes=told(10))).to is Stage.PROMOTING
 
     def test_an_hour_of_requests_without_a_word_holds_it(self):
         late = (*cases.SAME, *cases.units([0.5], [0.5], start=5000))

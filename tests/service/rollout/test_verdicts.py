@@ -65,6 +65,7 @@ def test_a_record_says_what_it_rests_on():
         "assigned": [[0, 0], [40, 40]],
         "matured": [[0, 0], [40, 40]],
         "differences": [[0.6, 40]],
+        "differences_answered": [[0.6, 40]],
         "answered": [40, 40],
         "guards": [],
         "responses": [[0.0, 40]],
