@@ -136,6 +136,9 @@ class Rollout(Closed):
     weights: tuple[float, ...] = (0.1, 0.25, 0.5)
     """Shares of units that the candidate gets, step by step; each step has a control group of equal size."""
     step_min_units: int = Field(20, ge=1)
+    """Matured units of each arm before the next step."""
+    step_min_seconds: float = Field(0, ge=0)
+    """And how long a step lasts at the least."""
     mode: Literal["non_inferiority", "superiority"] = "non_inferiority"
     """What is to be shown of the metric: not worse by the margin, or better. Guardrails keep their margins either way."""
     margin: float = Field(0.05, ge=0, lt=0.5)

@@ -192,7 +192,7 @@ def _verify(trial: Trial, seen: Facts) -> Move | None:
 def _shadow(trial: Trial, seen: Facts) -> Move | None:
     if seen.refusal:
         return Move(Stage.REJECTED, seen.refusal)
-    said = shadow.judge(trial.policy, seen.shadow or ShadowTally(), seen.now - trial.since, YELLOW)
+    said = shadow.judge(trial.policy, seen.shadow or ShadowTally(), _age(seen, trial.since), YELLOW)
     if said is None or (said[0] is Stage.CANARY and not seen.is_held):
         return None
     return Move(*said)
@@ -219,7 +219,7 @@ def _promoting(trial: Trial, seen: Facts, _: Evidence) -> Move | None:
 
 def _bake(trial: Trial, seen: Facts, evidence: Evidence) -> Move | None:
     """It ends without an alarm: with enough units, or out of time."""
-    bake, age, units = trial.policy.bake, seen.now - trial.since, min(evidence.candidate_units, evidence.control_units)
+    bake, age, units = trial.policy.bake, _age(seen, trial.since), min(evidence.candidate_units, evidence.control_units)
     if age >= bake.max_seconds:
         return Move(Stage.LIVE, f"baked_out_of_time: no harm in {units} of {bake.min_units} units of each arm")
     if units >= bake.min_units and age >= bake.min_seconds and not doubt(trial, seen, evidence):
@@ -230,7 +230,7 @@ def _bake(trial: Trial, seen: Facts, evidence: Evidence) -> Move | None:
 def _advance(trial: Trial, seen: Facts, evidence: Evidence) -> Move | None:
     if trial.stage is Stage.WAITING:
         return None
-    policy, age = trial.policy, seen.now - (trial.steps[0] if trial.steps else trial.opened_at)
+    policy, age = trial.policy, _age(seen, trial.steps[0] if trial.steps else trial.opened_at)
     if trial.stage is Stage.HOLD:
         return _expire(policy, age, evidence) or _heard_again(trial, seen)
     if why := doubt(trial, seen, evidence):
@@ -239,7 +239,12 @@ def _advance(trial: Trial, seen: Facts, evidence: Evidence) -> Move | None:
     if has_passed and not lacks(trial, seen.tally) and evidence.log_promote >= evidence.promote_at:
         shown = "superior" if policy.mode == "superiority" else "non_inferior"
         return Move(Stage.PROMOTING if policy.is_automatic else Stage.WAITING, f"{shown}: {_found(evidence)}")
-    return _expire(policy, age, evidence) or _step_up(trial, policy, evidence)
+    return _expire(policy, age, evidence) or _step_up(trial, seen, evidence)
+
+
+def _age(seen: Facts, since: float) -> float:
+    """Seconds since then in which somebody could have been served: after a standstill they are counted anew."""
+    return 0.0 if seen.serving_since is None else seen.now - max(since, seen.serving_since)
 
 
 def _heard_again(trial: Trial, seen: Facts) -> Move | None:
@@ -256,9 +261,11 @@ def _expire(policy: Rollout, age: float, evidence: Evidence) -> Move | None:
     return None
 
 
-def _step_up(trial: Trial, policy: Rollout, evidence: Evidence) -> Move | None:
-    is_last = trial.step + 1 >= len(policy.weights)
+def _step_up(trial: Trial, seen: Facts, evidence: Evidence) -> Move | None:
+    policy, is_last = trial.policy, trial.step + 1 >= len(trial.policy.weights)
     if is_last or is_yellow(evidence, YELLOW) or evidence.step_units < policy.step_min_units:
+        return None
+    if trial.steps and _age(seen, trial.steps[-1]) < policy.step_min_seconds:
         return None
     step = trial.step + 1
     return Move(Stage.CANARY, f"step: {policy.weights[step]:.0%} of the units", step)

@@ -61,6 +61,13 @@ class TestRules:
         said = moved(look(units([0.5] * 5, [0.5] * 4, start=200), now=751.0))
         assert (said.to, said.reason) == (Stage.LIVE, "baked_out_of_time: no harm in 4 of 40 units of each arm")
 
+    def test_a_standstill_is_no_time_in_which_it_could_have_done_harm(self):
+        """The daemon was down for a day: nobody was there to be harmed."""
+        at_noon = replace(look(now=90_000.0), serving_since=89_990.0)
+        assert moved(at_noon) is None
+        assert moved(replace(at_noon, serving_since=None)) is None
+        assert moved(replace(at_noon, now=91_000.0)).reason.startswith("baked_out_of_time")
+
     def test_harm_goes_back_and_wins_over_the_end(self):
         assert moved(look(WORSE)).to is Stage.ROLLING_BACK
         assert moved(look(WORSE, now=1e6)).to is Stage.ROLLING_BACK

@@ -161,6 +161,15 @@ class TestCanary:
         assert moved(trial(step=1), look(outcomes=SAME)) is None
         assert moved(trial(steps=(0.0, 35.0)), look(outcomes=SAME)) is None  # 5 units since the last step
 
+    def test_a_step_lasts_as_long_as_it_must(self):
+        slow = trial(policy=POLICY.model_copy(update={"step_min_seconds": 150.0}))
+        assert moved(slow, look(outcomes=SAME)) is None
+        assert moved(slow, look(outcomes=SAME, now=151.0)).step == 1
+
+    def test_a_trial_does_not_expire_while_nobody_could_ask(self):
+        assert moved(trial(step=1), look(now=5001.0)).to is Stage.EXPIRED
+        assert moved(trial(step=1), look(now=5001.0, serving_since=5000.0)) is None
+
     def test_a_step_up_waits_while_harm_is_near(self):
         losing = units([0.0] * 13, [1.0] * 13)
         assert moved(trial(), look(outcomes=losing)) is None
