@@ -29,6 +29,8 @@ from service.webhooks import Webhooks
 
 T = TypeVar("T")
 
+SEGMENT = 1000
+"""Interactions in a segment: they are sealed in some 50 ms, in which nothing else is written and no feedback acknowledged."""
 PROBE_BYTES = 2**16
 """What must fit on the disk before the ledger counts as writing again after a failure."""
 
@@ -153,12 +155,14 @@ class Storage:
         sizes = await self.do(ledger.sizes)
         if sizes.interactions:
             await self.review()
-        await self._seal(now if sizes.open_interactions > spec.seal_rows else now - spec.seal_age_seconds)
+        if sizes.open_interactions > spec.seal_rows:
+            await self._seal(now)
+        elif await self._seal_piece(now - spec.seal_age_seconds):  # and half as much again: not a segment for each tick
+            await self._seal(now - spec.seal_age_seconds / 2)
 
     async def seal_all(self) -> None:
         """Seal every interaction that is still open: the last act of a daemon that stops in order."""
-        while await self._seal(self._clock() + 1):
-            pass
+        await self._seal(self._clock() + 1)
 
     async def does_write(self) -> bool:
         """Whether a write would succeed now, as far as is known: after a failure, whether the disk has room again."""
@@ -173,9 +177,13 @@ class Storage:
         ledger_files = self._folder.glob("ledger.db*")
         return {"ledger": _size(ledger_files), "archive": _size(self.archive.rglob("*"))}
 
-    async def _seal(self, older_than: float) -> int:
-        rows = self._settings.ledger.seal_rows
-        sealed = await self.do(lambda conn: ledger.seal(conn, self.archive, older_than, rows))
+    async def _seal(self, older_than: float) -> None:
+        """Piece by piece: what others ask of the ledger comes in between."""
+        while await self._seal_piece(older_than):
+            pass
+
+    async def _seal_piece(self, older_than: float) -> int:
+        sealed = await self.do(lambda conn: ledger.seal(conn, self.archive, older_than, SEGMENT))
         self._metrics.saw_sealed(sealed)
         return sealed
 

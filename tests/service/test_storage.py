@@ -57,6 +57,27 @@ async def test_old_interactions_are_sealed_and_feedback_still_finds_them(storage
     assert receipt.status is FeedbackStatus.MATCHED
 
 
+async def test_one_that_is_old_is_sealed_with_those_half_as_old(storage, clock):
+    """Else a steady stream would leave a segment for each look at it."""
+    began = clock.now
+    await storage.record([replace(ASKED, id=f"i{n}", at=began + at) for n, at in enumerate((0, 1000, 1900))])
+    clock.now = began + 3599
+    await storage.tidy()
+    assert (await storage.do(ledger.sizes)).open_interactions == 3
+    clock.now = began + 3601
+    await storage.tidy()
+    assert (await storage.do(ledger.sizes)).open_interactions == 1
+
+
+async def test_many_are_sealed_piece_by_piece_and_feedback_comes_in_between(storage, clock, monkeypatch):
+    """The ledger's one writer is not held for longer than a piece takes."""
+    monkeypatch.setattr("service.storage.SEGMENT", 2)
+    await storage.record([replace(ASKED, id=f"i{n}", at=clock.now) for n in range(7)])
+    _, between = await asyncio.gather(storage.seal_all(), storage.do(ledger.sizes))
+    assert between.open_interactions == 5
+    assert [path.name for path in sorted(storage.archive.glob("*.json"))] == [f"{n:08d}.json" for n in (1, 2, 3, 4)]
+
+
 async def test_at_the_end_everything_is_sealed(storage):
     await storage.record([replace(ASKED, id=f"i{n}") for n in range(5)])
     await storage.seal_all()
