@@ -66,6 +66,10 @@ class ArtifactInvalid(LearndError):
     """A version's folder is incomplete, corrupted, foreign, or made for another base."""
 
 
+class EngineCrash(LearndError):
+    """A version that replicas died of while they loaded or proved it: it is not tried again by itself."""
+
+
 class BaseUnavailable(LearndError):
     """The base model cannot be found, prepared, or is not the one that was pinned."""
 

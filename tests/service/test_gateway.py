@@ -11,6 +11,7 @@ from replay.records import Arm
 from service.errors import NotReady
 from service.exchange import Clock
 from service.gateway import Gateway
+from service.load_notes import LoadNotes
 from service.residency import Residency
 from service.rollout.assignment import unit_of
 from service.settings import Settings
@@ -25,7 +26,8 @@ class Replica:
         trial = {"champion": "support@v1", "candidate": "support@v2", "weight": 0.5, "salt": "s", "trial": "trial-1"}
         self.engine = FakeEngine()
         self.keeper = FakeKeeper(state(*versions, support=trial))
-        self.residency = Residency(self.engine, self.keeper, "r1", base_name=BASE, validate=lambda folder: None)
+        held = {"base_name": BASE, "validate": lambda folder: None, "notes": LoadNotes(tmp_path / "loading")}
+        self.residency = Residency(self.engine, self.keeper, "r1", **held)
         ticks = itertools.count(100)
         clock = Clock(lambda: float(next(ticks)), lambda: float(next(ticks)))
         settings = Settings(data_dir=tmp_path, **(SETTINGS | settings))
