@@ -58,6 +58,10 @@ class NotReady(LearndError):
     """The daemon is starting, draining, or lacks a champion that it must hold."""
 
 
+class ReplyTimeout(LearndError):
+    """The engine has not begun its reply in time."""
+
+
 class DataDirInUse(LearndError):
     """Another daemon owns the data directory."""
 
