@@ -72,7 +72,8 @@ class Asked:
 def passed_on(scope: Scope, body: bytes) -> Scope:
     """The scope of a request as the engine gets it, with a body of our own."""
     headers = [(name, value) for name, value in scope["headers"] if name not in REPLACED_HEADERS]
-    return {**scope, "headers": [*headers, (b"content-length", b"%d" % len(body))]}
+    asgi = {**scope["asgi"], "spec_version": "2.3"}  # from 2.4 on Starlette's streams do not listen for who has left
+    return {**scope, "asgi": asgi, "headers": [*headers, (b"content-length", b"%d" % len(body))]}
 
 
 class Late(TimeoutError):

@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 from fakes import BASE, Client, FakeEngine, FakeKeeper, settle, state, write_version
+from starlette.responses import StreamingResponse
 
 from replay.outcomes import is_failure
 from replay.records import Arm
@@ -335,6 +336,28 @@ async def test_a_reply_that_does_not_come_is_ended_and_counts_as_failed(waiting,
     (said,) = await waiting.stored()
     assert (said.error, said.reply, said.latency_seconds) == ("timeout", "", seconds)
     assert is_failure(said.error)
+
+
+@pytest.mark.parametrize("spec_version", ["2.3", "2.4"])
+async def test_so_is_a_stream_that_hangs_before_its_first_word_as_vllm_s_do(waiting, hand, spec_version):
+    is_asked = asyncio.Event()
+
+    async def hangs(scope, receive, send):
+        async def words():
+            is_asked.set()
+            await asyncio.Event().wait()
+            yield b""
+
+        await StreamingResponse(words(), media_type="text/event-stream")(scope, receive, send)
+
+    waiting.gateway._app = hangs
+    client = waiting.client(chat(stream=True))
+    client._scope["asgi"]["spec_version"] = spec_version
+    asking = asyncio.create_task(client.ask())
+    await is_asked.wait()
+    hand.turn(60)
+    assert (await asking).status == 504
+    assert [said.error for said in await waiting.stored()] == ["timeout"]
 
 
 async def test_a_stream_that_has_begun_may_take_its_time(waiting, hand):
