@@ -55,7 +55,7 @@ class UnitOutcome:
     """Mean over its counted requests, in [0, 1]; None until it is matured."""
     is_matured: bool
     errors: int
-    """Failed replies among `requests`; a client that hung up or asked wrongly is no failure."""
+    """Failed replies among `requests`; a client that hung up (before it had waited long) or asked wrongly is no failure."""
     requests: int
     asked_at: float | None = None
     """When the first of them came in; None: not known, so taken as `first_at`."""
@@ -133,7 +133,10 @@ def last_heard(conn: Connection, trial: str, metric: str) -> float | None:
 
 
 def is_failure(error: str | None) -> bool:
-    """Whether the server failed to reply, by the interaction's `error`."""
+    """Whether the server failed to reply, by the interaction's `error`.
+
+    A client that had waited long for a first word when it left is `timeout`, not `client_disconnected`.
+    """
     return error is not None and error != "client_disconnected" and not error.startswith("http_4")
 
 

@@ -68,7 +68,7 @@ class Interaction:
     trial: str | None = None
     finish_reason: str | None = None
     error: str | None = None
-    """A short code when the reply failed or was cut off: `client_disconnected`, `engine_error`, `http_400`…"""
+    """A short code when the reply failed or was cut off: `client_disconnected`, `timeout`, `engine_error`, `http_400`…"""
     prompt_tokens: int = 0
     reply_tokens: int = 0
     latency_seconds: float = 0.0

@@ -30,6 +30,7 @@ from service.engines.base import Engine
 from service.errors import BaseUnavailable, SettingsError
 from service.gateway import Gateway
 from service.keeper import Keeper
+from service.load_notes import FOLDER, LoadNotes
 from service.logs import configure
 from service.remote import KEEPER, NAMESPACE, RayLauncher, RemoteKeeper
 from service.residency import Residency
@@ -182,7 +183,8 @@ class EngineReplica:
         replica = serve.get_replica_context().replica_id.unique_id
         self._engine: Engine = await VllmEngine.start(settings, base)
         validate = validator(base, settings.base.max_rank)
-        self._residency = Residency(self._engine, keeper, replica, base_name=settings.base.served_name, validate=validate)
+        notes, name = LoadNotes(settings.data_dir / FOLDER), settings.base.served_name
+        self._residency = Residency(self._engine, keeper, replica, base_name=name, validate=validate, notes=notes)
         await self._residency.start()
         self._shadower = Shadower(self._engine, self._residency, keeper, replica)
         self._gateway = Gateway(self._engine.app, self._residency, keeper, settings, shadower=self._shadower)

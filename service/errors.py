@@ -58,12 +58,20 @@ class NotReady(LearndError):
     """The daemon is starting, draining, or lacks a champion that it must hold."""
 
 
+class ReplyTimeout(LearndError):
+    """The engine has not begun its reply in time."""
+
+
 class DataDirInUse(LearndError):
     """Another daemon owns the data directory."""
 
 
 class ArtifactInvalid(LearndError):
     """A version's folder is incomplete, corrupted, foreign, or made for another base."""
+
+
+class EngineCrash(LearndError):
+    """A version that replicas died of while they loaded or proved it: it is not tried again by itself."""
 
 
 class BaseUnavailable(LearndError):

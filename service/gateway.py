@@ -64,6 +64,7 @@ class Gateway:
         self._residency = residency
         self._base = settings.base.served_name
         self._keyring = Keyring(settings)
+        self._deadlines = settings.engine
         self._recorder = Recorder(keeper, settings.recording)
         self._max_body_bytes = settings.http.max_body_bytes
         self._drain_seconds = settings.cluster.drain_seconds
@@ -126,7 +127,7 @@ class Gateway:
             await self._app(scope, Said(raw, receive).receive, send)
             return
         asked = self._understand(scope, raw, principal)
-        exchange = Exchange(asked, self._recorder, self._clock)
+        exchange = Exchange(asked, self._recorder, self._deadlines, self._clock)
         with self._residency.hold(asked.choice.version), self._traffic():  # nothing awaits between the choice and the hold
             await exchange.run(self._app, scope, receive, send)
         if self._shadower is not None and exchange.recorded is not None:
@@ -148,6 +149,7 @@ class Gateway:
             messages=asking.messages_of(body),
             slice=asking.slice_of(body, headers.get("x-slice"), self._slices.get(choice.line, {})),
             is_trainable=body.get("store") is not False,
+            is_streamed=body.get("stream") is True,
             principal=principal,
         )
 

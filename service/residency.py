@@ -2,7 +2,8 @@
 
 Each turn asks the keeper what should be, telling it what is. `desired` is what the gateway goes by: one assignment, made
 only when everything that its routes name is resident and proven. A version that cannot be is reported, never served, and stops
-nothing else: its line goes on as before or, in a replica that has just started, with the previous champion or the base.
+nothing else: its line goes on as before or, in a replica that has just started, with the previous champion or the base. So
+it is, too, with one that replicas have died of: `service/load_notes.py` remembers it for their successors.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import structlog
 
 from service.door import KeeperDoor
 from service.engines.base import Engine
-from service.errors import ArtifactInvalid, LearndError
+from service.errors import ArtifactInvalid, EngineCrash, LearndError
+from service.load_notes import LoadNotes
 from service.rollout.probe import ProbeResult, judge
 from service.router import Desired, ReplicaReport, Resident, Route
 
@@ -44,6 +46,7 @@ class Residency:
         *,
         base_name: str,
         validate: Callable[[Path], object],
+        notes: LoadNotes,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`validate` raises `ArtifactInvalid` for a version's folder that is damaged, foreign or made for another base."""
@@ -54,6 +57,7 @@ class Residency:
         self._replica = replica
         self._base = base_name
         self._validate = validate
+        self._notes = notes
         self._pause = pause
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._target = Desired(number=-1)
@@ -148,16 +152,24 @@ class Residency:
         except (OSError, ValueError, KeyError, TypeError) as error:
             return self._told(version, ProbeResult(ok=False, reason="fingerprint_invalid", detail=str(error)))
         try:
-            await self._engine.load(version.name, Path(version.path), version.int_id)
-            verdict = await self._measure(version.name, fingerprint)
-        except Exception as error:  # noqa: BLE001 - whatever a version's files do to the engine is the version's fault…
-            await self._engine.check()  # …unless the engine is dead
-            verdict = ProbeResult(ok=False, reason="load_failed", detail=str(error))
+            with self._notes.noted(version.name, self._replica):
+                verdict = await self._load(version, fingerprint)
+        except EngineCrash as error:
+            return self._told(version, ProbeResult(ok=False, reason="engine_crash", detail=error.message))
         if verdict.ok:
             self._held[version.name] = version
         else:
             await self._engine.unload(version.name)
         return self._told(version, verdict)
+
+    async def _load(self, version: Resident, fingerprint: dict[str, Any]) -> ProbeResult:
+        """The verdict on a version that is whole on disk; raises `NotReady` when the engine died of it."""
+        try:
+            await self._engine.load(version.name, Path(version.path), version.int_id)
+            return await self._measure(version.name, fingerprint)
+        except Exception as error:  # noqa: BLE001 - whatever a version's files do to the engine is the version's fault…
+            await self._engine.check()  # …unless the engine is dead
+            return ProbeResult(ok=False, reason="load_failed", detail=str(error))
 
     async def _measure(self, name: str, fingerprint: dict[str, Any]) -> ProbeResult:
         texts = [tuple(probe["token_ids"]) for probe in fingerprint["probes"]]

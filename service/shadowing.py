@@ -25,12 +25,11 @@ from service.comparing import ShadowReport
 from service.door import KeeperDoor
 from service.engines.base import Engine
 from service.errors import LearndError
-from service.exchange import Asked, Clock, passed_on
+from service.exchange import TIMEOUT, Asked, Clock, passed_on
 from service.rollout.assignment import place_of
 from service.router import Desired, Shadowing
 from service.tap import ENGINE_ERROR, Tap
 
-TIMEOUT = "timeout"
 POLL_SECONDS = 2.0
 MOST_KEPT = 200
 """Shadows and scores that wait for the keeper; more are dropped, the oldest first: they are a sample anyway."""

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic_core import from_json
 
 ENGINE_ERROR = "engine_error"
+_BEFORE_TOKENS = frozenset({"response.created", "response.queued", "response.in_progress"})
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
 
@@ -28,6 +29,8 @@ class Tap:
         self.finish_reason: str | None = None
         self.error: str | None = None
         """`http_<status>` when the engine refused, `engine_error` when it broke off within a stream."""
+        self.has_token = False
+        """The engine has begun: a token has come, though perhaps no text of it, which a parser may hold back."""
         self.prompt_tokens = 0
         self.reply_tokens = 0
         self.is_over = False
@@ -82,6 +85,8 @@ class Tap:
         if said.get("error") and self.error is None:
             self.error = ENGINE_ERROR
         kind = str(said.get("type", ""))
+        begins = kind.startswith("response.") and kind not in _BEFORE_TOKENS
+        self.has_token = self.has_token or begins or bool(said.get("choices") or said.get("output"))
         if kind == "response.output_text.delta":
             self._texts.append(said.get("delta") or "")
         elif isinstance(said.get("response"), dict):

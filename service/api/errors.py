@@ -38,6 +38,7 @@ TABLE: dict[type[BaseException], Answer] = {
     errors.NotReady: Answer(503, "server_error", "not_ready"),
     errors.StorageFailed: Answer(503, "server_error", "storage_failed"),
     errors.BaseUnavailable: Answer(503, "server_error", "base_unavailable"),
+    errors.ReplyTimeout: Answer(504, "server_error", "reply_timeout"),
     errors.LearndError: Answer(500, "server_error", "internal_error"),
 }
 UNKNOWN = Answer(500, "server_error", "internal_error")

@@ -92,7 +92,7 @@ def test_units_come_in_the_order_of_their_first_answer(trial):
 
 
 def test_recent_failures_are_the_servers_among_the_last(trial, conn):
-    errors = ["engine_error", None, "http_400", "client_disconnected", "http_500", "engine_error"]
+    errors = ["timeout", None, "http_400", "client_disconnected", "http_504", "engine_error"]
     for i, error in enumerate(errors):
         trial.ask(f"a{i}", "u1", at=float(i), error=error)
     assert ledger.recent_failures(conn, "t1", Arm.CANDIDATE, last=5) == 2

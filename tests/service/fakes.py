@@ -62,6 +62,8 @@ class FakeEngine:
         self.slow: set[str] = set()
         """Versions that answer once `go` is set."""
         self.failing: set[str] = set()
+        self.deadly: dict[str, str] = {}
+        """Versions that the engine dies of, and at which call: `load` or `logprobs`."""
         self.app = Starlette(
             routes=[
                 Path("/v1/chat/completions", self._answer, methods=["POST"]),
@@ -73,6 +75,7 @@ class FakeEngine:
 
     async def load(self, name, path, int_id) -> None:
         self.calls.append(("load", name))
+        self._die_of(name, "load")
         try:
             self.shifts[name] = json.loads((path / "adapter.json").read_text())["shift"]
         except OSError as error:
@@ -84,6 +87,7 @@ class FakeEngine:
 
     async def logprobs(self, name, token_ids) -> list[float]:
         self.scored.append((name, tuple(token_ids)))
+        self._die_of(name, "logprobs")
         return measured(0 if name is None else self.shifts[name], token_ids)
 
     async def score(self, name, messages, reply) -> list[float]:
@@ -99,6 +103,11 @@ class FakeEngine:
 
     async def close(self) -> None:
         self.shifts.clear()
+
+    def _die_of(self, name, call) -> None:
+        if self.deadly.get(name) == call:
+            self.is_dead = True
+            raise RuntimeError("the engine's process has ended")
 
     async def _version(self, _: Request) -> JSONResponse:
         return JSONResponse({"version": "fake"})

@@ -1,16 +1,20 @@
 """The gateway in front of a true residency, over an engine whose answer depends on the adapter."""
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 
 import pytest
 from fakes import BASE, Client, FakeEngine, FakeKeeper, settle, state, write_version
+from starlette.responses import StreamingResponse
 
+from replay.outcomes import is_failure
 from replay.records import Arm
 from service.errors import NotReady
 from service.exchange import Clock
 from service.gateway import Gateway
+from service.load_notes import LoadNotes
 from service.residency import Residency
 from service.rollout.assignment import unit_of
 from service.settings import Settings
@@ -19,15 +23,48 @@ CHAT = "/v1/chat/completions"
 SETTINGS = {"lines": {"support": {"slices": {"flights": "flight"}}}}
 
 
+class Hand:
+    """A clock that the test turns, and what is due by it."""
+
+    def __init__(self):
+        self.at = 0.0
+        self.timers = []
+
+    def later(self, seconds, deed):
+        timer = Timer(self.at + seconds, deed)
+        self.timers.append(timer)
+        return timer
+
+    def turn(self, seconds):
+        self.at += seconds
+        for timer in [timer for timer in self.timers if timer.due <= self.at]:
+            self.timers.remove(timer)
+            if not timer.is_cancelled:
+                timer.deed()
+
+    @property
+    def clock(self):
+        return Clock(lambda: self.at, lambda: self.at, self.later)
+
+
+class Timer:
+    def __init__(self, due, deed):
+        self.due, self.deed, self.is_cancelled = due, deed, False
+
+    def cancel(self):
+        self.is_cancelled = True
+
+
 class Replica:
-    def __init__(self, tmp_path, **settings):
+    def __init__(self, tmp_path, clock=None, **settings):
         versions = [write_version(tmp_path, f"support@v{n}", n, shift=n / 10) for n in (1, 2)]
         trial = {"champion": "support@v1", "candidate": "support@v2", "weight": 0.5, "salt": "s", "trial": "trial-1"}
         self.engine = FakeEngine()
         self.keeper = FakeKeeper(state(*versions, support=trial))
-        self.residency = Residency(self.engine, self.keeper, "r1", base_name=BASE, validate=lambda folder: None)
+        held = {"base_name": BASE, "validate": lambda folder: None, "notes": LoadNotes(tmp_path / "loading")}
+        self.residency = Residency(self.engine, self.keeper, "r1", **held)
         ticks = itertools.count(100)
-        clock = Clock(lambda: float(next(ticks)), lambda: float(next(ticks)))
+        clock = clock or Clock(lambda: float(next(ticks)), lambda: float(next(ticks)))
         settings = Settings(data_dir=tmp_path, **(SETTINGS | settings))
         self.gateway = Gateway(self.engine.app, self.residency, self.keeper, settings, clock=clock)
 
@@ -263,3 +300,139 @@ async def test_a_websocket_is_closed(replica):
 
     await replica.gateway({"type": "websocket", "path": "/v1/realtime"}, None, send)
     assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+@pytest.fixture
+def hand():
+    return Hand()
+
+
+@pytest.fixture
+async def waiting(tmp_path, hand):
+    """A replica by a clock that the test turns."""
+    replica = Replica(tmp_path, hand.clock)
+    await replica.residency.start()
+    return replica
+
+
+@contextlib.asynccontextmanager
+async def asked(replica, text="wait", **extra):
+    """A client, while its question is at the engine."""
+    client = replica.client(chat(text=text, **extra))
+    asking = asyncio.create_task(client.ask())
+    await settle(lambda: replica.engine.bodies)
+    yield client
+    await asking
+
+
+@pytest.mark.parametrize(("stream", "seconds", "name"), [(True, 60, "first_token_seconds"), (False, 600, "whole_reply_seconds")])
+async def test_a_reply_that_does_not_come_is_ended_and_counts_as_failed(waiting, hand, stream, seconds, name):
+    async with asked(waiting, stream=stream) as client:
+        hand.turn(seconds - 1)
+        hand.turn(1)
+    assert (client.reply.status, client.reply.json()["error"]["code"]) == (504, "reply_timeout")
+    assert f"engine.{name}, {seconds} s" in client.reply.json()["error"]["message"]
+    assert waiting.residency.report().inflight == {}
+    (said,) = await waiting.stored()
+    assert (said.error, said.reply, said.latency_seconds) == ("timeout", "", seconds)
+    assert is_failure(said.error)
+
+
+@pytest.mark.parametrize("spec_version", ["2.3", "2.4"])
+async def test_so_is_a_stream_that_hangs_before_its_first_word_as_vllm_s_do(waiting, hand, spec_version):
+    is_asked = asyncio.Event()
+
+    async def hangs(scope, receive, send):
+        async def words():
+            is_asked.set()
+            await asyncio.Event().wait()
+            yield b""
+
+        await StreamingResponse(words(), media_type="text/event-stream")(scope, receive, send)
+
+    waiting.gateway._app = hangs
+    client = waiting.client(chat(stream=True))
+    client._scope["asgi"]["spec_version"] = spec_version
+    asking = asyncio.create_task(client.ask())
+    await is_asked.wait()
+    hand.turn(60)
+    assert (await asking).status == 504
+    assert [said.error for said in await waiting.stored()] == ["timeout"]
+
+
+async def test_a_stream_that_has_begun_may_take_its_time(waiting, hand):
+    async with asked(waiting, "wait between", stream=True) as client:
+        await client.until_chunks(1)
+        hand.turn(1000)
+        waiting.engine.go.set()
+    assert client.reply.is_whole
+    assert [said.error for said in await waiting.stored()] == [None]
+
+
+async def test_zero_is_no_deadline(tmp_path, hand):
+    replica = Replica(tmp_path, hand.clock, engine={"first_token_seconds": 0, "whole_reply_seconds": 0})
+    await replica.residency.start()
+    for stream in (True, False):
+        async with asked(replica, stream=stream) as client:
+            hand.turn(1e6)
+            replica.engine.go.set()
+        assert client.reply.status == 200
+    assert hand.timers == []
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(("seconds", "error"), [(9.9, "client_disconnected"), (10, "timeout")])
+async def test_a_client_that_leaves_without_a_token_was_failed_if_it_was_patient(waiting, hand, stream, seconds, error):
+    async with asked(waiting, stream=stream) as client:
+        hand.turn(seconds)
+        client.leave()
+    (said,) = await waiting.stored()
+    assert (said.error, is_failure(said.error)) == (error, error == "timeout")
+
+
+async def test_so_it_is_when_the_server_cancels_for_it(waiting, hand):
+    client = waiting.client(chat(text="wait"))
+    asking = asyncio.create_task(client.ask())
+    await settle(lambda: waiting.engine.bodies)
+    hand.turn(10)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert [said.error for said in await waiting.stored()] == ["timeout"]
+
+
+async def test_a_client_that_leaves_while_tokens_flow_was_not_failed(waiting, hand):
+    async with asked(waiting, "wait between", stream=True) as client:
+        await client.until_chunks(1)
+        hand.turn(100)
+        client.leave()
+    assert [said.error for said in await waiting.stored()] == ["client_disconnected"]
+
+
+async def test_without_patience_a_client_that_leaves_never_counts(tmp_path, hand):
+    replica = Replica(tmp_path, hand.clock, engine={"patience_seconds": 0})
+    await replica.residency.start()
+    async with asked(replica) as client:
+        hand.turn(500)
+        client.leave()
+    assert [said.error for said in await replica.stored()] == ["client_disconnected"]
+
+
+async def test_a_reply_that_announced_itself_and_does_not_come_is_broken_off(waiting, hand):
+    async def announces(_, receive, send):
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        created = b'data: {"type": "response.created", "response": {"object": "response", "status": "in_progress"}}\n\n'
+        await send({"type": "http.response.body", "body": created, "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    waiting.gateway._app = announces
+    client = waiting.client({"model": "support@v1", "input": "hi", "stream": True}, "/v1/responses")
+    asking = asyncio.create_task(client.ask())
+    await client.until_chunks(1)
+    hand.turn(60)
+    with pytest.raises(TimeoutError, match="first_token_seconds"):
+        await asking
+    assert not client.reply.is_whole
+    assert [said.error for said in await waiting.stored()] == ["timeout"]

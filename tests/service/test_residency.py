@@ -8,8 +8,12 @@ import pytest
 from fakes import BASE, PROBES, FakeEngine, FakeKeeper, write_version
 
 from service.errors import ArtifactInvalid, NotFound, NotReady
+from service.load_notes import LoadNotes
 from service.residency import Residency
+from service.rollout.controller import Look, judge
+from service.rollout.stages import Stage, Trial
 from service.router import Route, resolve
+from service.settings import Rollout
 
 
 class Replica:
@@ -17,9 +21,15 @@ class Replica:
 
     def __init__(self, folder):
         self.folder = folder
-        self.engine, self.keeper = FakeEngine(), FakeKeeper()
+        self.keeper = FakeKeeper()
         self.pauses = []
-        self.residency = Residency(self.engine, self.keeper, "r1", base_name=BASE, validate=self._validate, pause=self._pause)
+        self.begin()
+
+    def begin(self):
+        """A process of its own: the first, or the successor of one that died."""
+        self.engine = FakeEngine()
+        held = {"base_name": BASE, "validate": self._validate, "notes": LoadNotes(self.folder / "loading"), "pause": self._pause}
+        self.residency = Residency(self.engine, self.keeper, "r1", **held)
 
     def _validate(self, folder):
         if (folder / "DAMAGED").exists():
@@ -253,3 +263,102 @@ async def test_a_dead_engine_ends_the_loop(replica):
     replica.engine.is_dead = True
     with pytest.raises(NotReady, match="dead"):
         await replica.residency.start()
+
+
+async def die(replica, name, call="load", times=2):
+    """The replica and its successors start on a version that the engine dies of, so many times."""
+    for _ in range(times):
+        replica.begin()
+        replica.engine.deadly = {name: call}
+        with pytest.raises(NotReady, match="dead"):
+            await replica.residency.start()
+    replica.begin()
+    replica.engine.deadly = {name: call}
+
+
+@pytest.mark.parametrize("call", ["load", "logprobs"])
+@pytest.mark.parametrize(
+    ("stage", "weight", "end"),
+    [
+        (Stage.VERIFYING, 0.0, Stage.REJECTED),
+        (Stage.SHADOW, 0.0, Stage.REJECTED),
+        (Stage.CANARY, 0.5, Stage.ROLLING_BACK),
+        (Stage.HOLD, 0.5, Stage.ROLLING_BACK),
+    ],
+)
+async def test_a_candidate_that_replicas_die_of_is_refused_by_the_next_and_taken_out(replica, call, stage, weight, end):
+    one, two = replica.version(1), replica.version(2)
+    trial = Trial("t", "desk", two.name, one.name, Rollout(), 0.0, stage, steps=(0.0,))
+    await replica.want(one, two, champion=one.name, candidate=two.name, weight=weight, salt="t", trial="t")
+    await die(replica, two.name, call)
+    await replica.residency.start()
+    assert not replica.engine.is_dead
+    assert replica.verdicts() == {one.name: "ok", two.name: "engine_crash"}
+    assert {replica.answers(), replica.answers("desk@champion")} == {one.name}
+    move = judge(trial, Look(1.0, one.name, (replica.residency.report(),), replica.keeper.now.number, 0.0)).move
+    assert (move.to, move.reason) == (end, "engine_crash: replica r1")
+
+
+async def test_it_is_not_tried_again_by_anybody_until_a_person_says_so(replica):
+    one, two = replica.version(1), replica.version(2)
+    await replica.want(one, two, champion=one.name, candidate=two.name)
+    await die(replica, two.name)
+    for _ in range(3):
+        replica.begin()
+        await replica.residency.start()
+        assert [name for verb, name in replica.engine.calls if verb == "load"] == [one.name]
+    detail = replica.residency.report().resident[two.name].detail
+    (replica.folder / "loading" / two.name).unlink()  # as the detail says
+    assert detail.endswith(f"remove {replica.folder / 'loading' / two.name}")
+    replica.begin()
+    await replica.residency.start()
+    assert replica.verdicts()[two.name] == "ok"
+
+
+async def test_a_single_death_may_be_anybody_s(replica):
+    one, two = replica.version(1), replica.version(2)
+    await replica.want(one, two, champion=one.name, candidate=two.name)
+    for _ in range(3):
+        await die(replica, two.name, times=1)
+        replica.engine.deadly = {}
+        await replica.residency.start()
+        assert replica.verdicts()[two.name] == "ok"  # and what went well begins the count anew
+    assert [path.name for path in (replica.folder / "loading").iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("has_previous", [True, False])
+async def test_a_champion_that_replicas_die_of_is_stood_in_for(replica, has_previous):
+    one, two = replica.version(1), replica.version(2)
+    await replica.want(one, two, champion=two.name, previous=one.name if has_previous else None)
+    await die(replica, two.name)
+    async with replica.run():
+        assert replica.answers() == (one.name if has_previous else BASE)
+        assert replica.verdicts()[two.name] == "engine_crash"
+        (replica.folder / "loading" / two.name).unlink()
+        replica.engine.deadly = {}
+        await replica.keeper.set()
+        await replica.keeper.until(lambda report: report.number == 2)
+        assert replica.answers() == two.name
+
+
+async def test_a_replica_that_is_stopped_while_it_loads_has_not_died_of_it(replica):
+    one = replica.version(1)
+    await replica.want(one, champion=one.name)
+    loading = asyncio.Event()
+
+    async def never(*_):
+        loading.set()
+        await asyncio.Event().wait()
+
+    for _ in range(3):
+        replica.begin()
+        replica.engine.load = never
+        starting = asyncio.create_task(replica.residency.start())
+        await loading.wait()
+        loading.clear()
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+    replica.begin()
+    await replica.residency.start()
+    assert replica.verdicts() == {one.name: "ok"}

@@ -12,6 +12,7 @@ from replay.shadows import Gold, Score
 from service.errors import NotReady
 from service.exchange import Clock
 from service.gateway import Gateway
+from service.load_notes import LoadNotes
 from service.residency import Residency
 from service.router import Shadowing
 from service.settings import Settings, Shadow
@@ -27,7 +28,8 @@ class Replica:
         shadow = Shadowing("support@v2", TRIAL, Shadow(**{"share": 1, **spec}))
         self.engine = FakeEngine()
         self.keeper = FakeKeeper(state(*versions, support={"champion": "support@v1", "shadow": shadow}, other={}))
-        self.residency = Residency(self.engine, self.keeper, "r1", base_name=BASE, validate=lambda folder: None)
+        held = {"base_name": BASE, "validate": lambda folder: None, "notes": LoadNotes(folder / "loading")}
+        self.residency = Residency(self.engine, self.keeper, "r1", **held)
         ticks = itertools.count(100)
         clock = Clock(lambda: 7.0, lambda: float(next(ticks)) / 100)
         settings = Settings(data_dir=folder, lines={"support": {}})

@@ -153,3 +153,20 @@ def test_events_are_read_in_every_form_that_they_may_have(event):
 def test_half_a_surrogate_pair_is_no_reason_to_lose_a_piece():
     tap, _ = stream(b'data: {"choices": [{"index": 0, "delta": {"content": "a\\ud800b"}}]}\n\n' + sse("[DONE]"))
     assert tap.text == "a\ud800b"
+
+
+@pytest.mark.parametrize(
+    ("said", "has_begun"),
+    [
+        (b": keep-alive\n\n", False),
+        (sse({"type": "response.created", "response": {"object": "response", "status": "in_progress", "output": []}}), False),
+        (sse({"type": "response.in_progress", "response": {"object": "response", "status": "in_progress"}}), False),
+        (sse({"type": "response.output_item.added", "item": {"type": "reasoning"}}), True),
+        (sse(chunk(role="assistant", content="")), True),  # vLLM says it with the first token
+        (sse(chunk(reasoning_content="hm")), True),  # which need not be text
+        (sse({"error": {"message": "out of memory"}}), False),
+    ],
+)
+def test_it_knows_when_the_engine_has_begun(said, has_begun):
+    tap, _ = stream(said)
+    assert (tap.has_token, tap.text) == (has_begun, "")
