@@ -26,7 +26,7 @@ from service.decisions import JobState
 from service.errors import ArtifactInvalid, SettingsError
 from service.jobs import Job, State
 from service.journal import Journal, Json
-from service.rollout import gates, looks
+from service.rollout import gates, looks, stream
 from service.rollout.gates import Verdict
 from service.settings import Settings
 from service.suites import Suite
@@ -127,14 +127,15 @@ class Training:
 
     def assess(self, job: Job) -> None:
         """Judge what a job made, and end it: with a version on trial, or with the reason why not."""
-        champion, number, matrix = self._journal.do(lambda conn: self._standing(conn, job))
+        champion, number, matrix, came = self._journal.do(lambda conn: self._standing(conn, job))
         if champion != job.parent:
             self.end(job, State.REJECTED, f"champion_changed: it was compared with {job.parent or 'the base'}")
             return
         try:
             measured = job_folder.evaluation(self._folder(job))
             verdict = gates.judge(measured, self._settings.lines[job.line].gate)
-            verdict = replace(verdict, matrix=gates.matrix(measured, matrix, f"{job.line}@v{number}"))
+            grown = gates.matrix(measured, matrix, f"{job.line}@v{number}")
+            verdict = replace(verdict, matrix=stream.beside(grown, measured, matrix, came))
             if job.trigger == jobs.BISECT:
                 self.end(job, State.REJECTED, f"bisect: {verdict.outcome}, and no version comes of it", verdict)
                 return
@@ -147,11 +148,11 @@ class Training:
         else:
             self.end(job, State.REJECTED, f"gate_{verdict.outcome}: {'; '.join(verdict.reasons)}", verdict)
 
-    def _standing(self, conn: Connection, job: Job) -> tuple[str | None, int, Json]:
-        """The line's champion, the number of its next version, and the matrix that the job's parent has."""
+    def _standing(self, conn: Connection, job: Job) -> tuple[str | None, int, Json, list[str]]:
+        """The line's champion, its next version's number, the matrix of the job's parent, and the job's examples as they came."""
         champion = registry.aliases(conn, job.line)[registry.CHAMPION]
         parent = registry.version(conn, job.parent).gate if job.parent else {}
-        return champion, registry.next_number(conn, job.line), dict(parent.get("matrix") or {})
+        return champion, registry.next_number(conn, job.line), dict(parent.get("matrix") or {}), jobs.held(conn, job.id)
 
     def _put_on_trial(self, job: Job, digest: str, scores: Json, verdict: Verdict) -> None:
         path = f"{job.line}/v{self._journal.do(lambda conn: registry.next_number(conn, job.line))}"
