@@ -133,7 +133,7 @@ class Training:
             return
         try:
             measured = job_folder.evaluation(self._folder(job))
-            verdict = gates.judge(measured, self._settings.lines[job.line].gate)
+            verdict = gates.judge(measured, self._settings.lines[job.line].gate, is_rebase=job.is_rebase)
             grown = gates.matrix(measured, matrix, f"{job.line}@v{number}")
             verdict = replace(verdict, matrix=stream.beside(grown, measured, matrix, came))
             if job.trigger == jobs.BISECT:
@@ -179,7 +179,8 @@ class Training:
     def _plan(
         self, conn: Connection, job: Job, golden: Mapping[str, Suite], given: Suite | None
     ) -> tuple[list[Example], list[Example], Json]:
-        learning = self._settings.lines[job.line].learning
+        own = self._settings.lines[job.line].learning
+        learning = own.model_copy(update={"strategy": job.strategy or own.strategy})
         fresh, remembered = ledger.reserved(conn, job.id), memory.remembered(conn, job.line, learning.replay_capacity)
         next_memory = fill([*remembered, *fresh], learning.replay_capacity, memory.SEED)
         seen, held = looks.turns(one.verdict for one in jobs.of(conn, job.line)), ledger.holdouts(conn, job.line)
@@ -197,6 +198,7 @@ class Training:
             "base": {**asdict(self._base), "path": str(self._base.path)},
             "parent": str(self.versions / registry.version(conn, job.parent).path) if job.parent else None,
             "learning": learning.model_dump(mode="json"),
+            "leaves": learning.strategy if STRATEGIES[learning.strategy].is_stacked else own.strategy,
             "trainer": self._settings.training.model_dump(mode="json", include={"threads", "report_to", "fsdp", "deepspeed"}),
             "kept": [example.id for example in next_memory.examples()],
             "looks": counted,

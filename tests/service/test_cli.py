@@ -234,6 +234,7 @@ def test_changes_by_hand_are_posted_with_the_key(daemon):
     assert run("train", "desk", "--bisect", "desk-job1") == 0
     assert run("rollout", "anchor", "desk") == 0
     assert run("rollout", "anchor", "desk", "v3") == 0
+    assert run("train", "desk", "--strategy", "joint") == 0
     paths = [(path, json.loads(body) if body else None) for path, body, _ in daemon.seen]
     assert paths == [
         ("/api/lines/desk/train", None),
@@ -242,6 +243,7 @@ def test_changes_by_hand_are_posted_with_the_key(daemon):
         ("/api/jobs/desk-job1/bisect", None),
         ("/api/rollouts/desk/anchor", {"version": "champion"}),
         ("/api/rollouts/desk/anchor", {"version": "v3"}),
+        ("/api/lines/desk/train", {"strategy": "joint"}),
     ]
     assert daemon.seen[0][2] == "Bearer secret"
 
