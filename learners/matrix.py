@@ -132,8 +132,11 @@ class History:
             scores=(*map(tuple, known), tuple(after.get(name) for name in slices)),
         )
 
-    def transfer(self) -> Transfer | None:
-        """What is read from it, over the slices that were measured at each point where it counts; None over no slices."""
+    def transfer(self, joint: Mapping[str, float] | None = None) -> Transfer | None:
+        """What is read from it, over the slices that were measured at each point where it counts; None over no slices.
+
+        `joint` are joint training's scores by slice: they count where it has learned all that the last version did first.
+        """
         last = len(self.scores) - 1
         kept = [
             place
@@ -143,7 +146,15 @@ class History:
         if not kept:
             return None
         picked = [[row[place] or 0.0 for place in kept] for row in self.scores]
-        return transfer(picked, [self.base[place] for place in kept], learned=[self.learned[place] for place in kept])
+        new = [self.slices[place] for place in kept if self.learned[place] == last]
+        is_known = joint is not None and new and all(name in joint for name in new)
+        bound = [joint.get(self.slices[place], 0.0) for place in kept] if joint is not None and is_known else None
+        return transfer(picked, [self.base[place] for place in kept], bound, [self.learned[place] for place in kept])
+
+    def last(self) -> dict[str, float]:
+        """The last version's scores by slice."""
+        row = self.scores[-1] if self.scores else ()
+        return {name: score for name, score in zip(self.slices, row, strict=True) if score is not None}
 
     def as_json(self) -> dict[str, Any]:
         """As stored and shown: the matrix, and what is read from it."""

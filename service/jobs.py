@@ -212,6 +212,13 @@ def rebased_at(conn: Connection, line: str, strategy: str) -> float | None:
     return found or conn.scalar(select(func.min(_job.c.ended_at)).where(_job.c.line == line, _job.c.version.is_not(None)))
 
 
+def newest_version(conn: Connection, line: str, strategy: str) -> str | None:
+    """The newest version of a line that a job by `strategy` made, whatever became of it."""
+    by_it = select(_job.c.version).join(_way, _way.c.job == _job.c.id).where(_job.c.line == line, _way.c.strategy == strategy)
+    found: str | None = conn.scalar(by_it.where(_job.c.version.is_not(None)).order_by(_job.c.seq.desc()).limit(1))
+    return found
+
+
 def judged(conn: Connection, line: str) -> list[frozenset[str]]:
     """The ids that each job of a line held on which the gate has given its verdict."""
     query = select(_job.c.held).where(_job.c.line == line, _job.c.verdict.is_not(None)).order_by(_job.c.seq)

@@ -54,7 +54,7 @@ def status(said: Json) -> Group:
 
 def versions(line: str, data: Sequence[Json]) -> Table:
     """A line's versions, each with its scores on held-out examples."""
-    measures = ("accuracy", "BWT", "forgetting", "prequential")
+    measures = ("accuracy", "BWT", "FWT", "forgetting", "intransigence", "prequential")
     table = _table(line, "state", "aliases", "made", "from", "gate", *measures, "held-out exact matches")
     for one in data:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(one["created_at"])) if one.get("created_at") else ""
@@ -198,7 +198,8 @@ def _transfer(version: Json) -> list[str]:
     """What is read from exact matches up to this version, and from the stream lately; a dash where nothing is known."""
     matrix = ((version.get("gate") or {}).get("matrix") or {}).get("exact", {})
     read, stream = matrix.get("transfer") or {}, matrix.get("prequential") or {}
-    return [*(_number(read.get(name)) for name in ("average", "backward", "forgetting")), _number(stream.get("faded"))]
+    measures = ("average", "backward", "forward", "forgetting", "intransigence")
+    return [*(_number(read.get(name)) for name in measures), _number(stream.get("faded"))]
 
 
 def _number(value: float | None) -> str:

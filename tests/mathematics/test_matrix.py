@@ -5,7 +5,7 @@ from statistics import mean
 
 import pytest
 
-from learners.matrix import FADING, Prequential, transfer
+from learners.matrix import FADING, History, Prequential, transfer
 
 FALLING = [[0.98, 0.10, 0.20], [0.90, 0.57, 0.25], [0.80, 0.50, 0.72]]
 MIXED = [[0.50, 0.10, 0.20], [0.70, 0.40, 0.30], [0.60, 0.55, 0.80]]
@@ -100,6 +100,19 @@ def test_one_task_forgets_nothing():
 def test_a_matrix_of_another_shape_is_refused(shapes):
     with pytest.raises(ValueError, match="square"):
         transfer(**shapes)
+
+
+def test_joint_training_counts_where_it_has_learned_all_that_the_last_version_did_first():
+    first = History().extended("v1", {}, {"a": 0.8}, {"a": 0.1})
+    both = first.extended("v2", {"b": 0.2, "c": 0.1}, {"a": 0.7, "b": 0.6, "c": 0.5}, {"b": 0.1, "c": 0.1})
+    bound = {"a": 0.1, "b": 0.9, "c": 0.6, "d": 0.0}
+    found = [h.transfer(joint) for h, joint in ((both, bound), (both, {"a": 0.9, "b": 0.9}), (both, None), (first, {"a": 0.9}))]
+    assert [one and one.intransigence for one in found] == [pytest.approx(0.2), None, None, pytest.approx(0.1)]
+    older = both.extended("v3", {}, {"a": 0.7, "b": 0.6, "c": 0.5}, {}).transfer(bound)
+    assert older is not None
+    assert older.intransigence is None, "it learned nothing first: there is nothing to compare"
+    assert both.last() == {"a": 0.7, "b": 0.6, "c": 0.5}
+    assert History().last() == {}
 
 
 STREAM = [0.0, 1.0, 0.0, 1.0, 1.0]

@@ -5,7 +5,7 @@ import json
 import pytest
 from sqlalchemy import text
 
-from service import jobs, registry
+from service import jobs, registry, status
 from service.errors import Conflict, InvalidRequest
 from service.jobs import State
 from tests.service.world import LINE, QUICK, World
@@ -93,6 +93,20 @@ def test_joint_learns_all_again_where_nothing_is_new_and_need_not_gain(make):
     (finding,) = world.read(lambda conn: registry.version(conn, "desk@v2")).gate["findings"]
     assert (finding["must"], finding["name"]) == ("not_lose", "new")
     assert world.examples == {"trained": 40}
+
+
+def test_intransigence_is_known_once_joint_training_has_learned_the_same(make):
+    world = learned(make())
+    shown = lambda: {v["name"]: v["gate"]["matrix"]["exact"]["transfer"] for v in world.read(lambda c: status.versions(c, LINE))}  # noqa: E731
+    assert shown()["desk@v1"]["intransigence"] is None
+    world.launcher.outcome = {"champion": 0.8, "candidate": 0.9, "is_new": False}
+    world.conductor.train(LINE, "joint")
+    world.until(lambda w: w.trial.candidate == "desk@v2")
+    assert shown()["desk@v1"]["intransigence"] == pytest.approx(0.1), "it need not be promoted to be the bound"
+    assert shown()["desk@v2"]["intransigence"] is None, "it learned nothing for the first time"
+    said = world.read(lambda conn: status.stored(conn, world.settings, world.now))["lines"][LINE]
+    assert said["matrix"]["exact"]["transfer"]["intransigence"] == pytest.approx(0.1)
+    assert said["matrix"]["exact"]["prequential"]["items"] == 60, "the rest of it is as it was stored"
 
 
 def test_a_re_base_that_loses_goes_no_further_and_what_was_fresh_is_as_if_it_had_not_been(make):
