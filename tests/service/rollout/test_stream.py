@@ -17,11 +17,11 @@ def grown(slices, parent, came, version="desk@v1"):
 
 
 def test_new_examples_count_as_the_champion_gave_them_in_the_order_in_which_they_came():
-    slices = {"a": part(["a1", "a2"], [1.0, 0.0]), "b": part(["b1", "b2"], [0.0, 1.0])}
+    slices = {"a": part(["a1", "a2"], [1.0, 0.0]), "b": part(["b1", "b2"], [1.0, 0.0])}
     found = grown(slices, {}, ["b2", "x", "a2", "b1", "a1"])["exact"]["prequential"]
     assert (found["items"], found["mean"]) == (4, 0.5)
     weights = [0.995**n for n in (3, 2, 1, 0)]  # b2, a2, b1, a1
-    assert found["faded"] == pytest.approx((weights[0] + weights[3]) / sum(weights))
+    assert found["faded"] == pytest.approx((weights[2] + weights[3]) / sum(weights))
 
 
 def test_what_was_learned_before_does_not_count_again_and_the_next_version_goes_on():
