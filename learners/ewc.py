@@ -11,8 +11,8 @@ would count old examples twice (Huszár 2018). Remembered examples are not count
 Anchor and Fisher belong to a version: its job computes them, its folder keeps them, and the next job reads the champion's. So
 they move at a promotion only, a candidate that fails leaves nothing, and a roll-back restores them. A warm start keeps the
 factors' space; a line's first version starts at B = 0, where A has no Fisher yet, and has nothing to keep: no penalty. The same
-holds after a champion that another strategy made. What the diagonal cannot see is that (A, B) and (MA, BM⁻¹) are one function;
-`ewc_form = "product"` can (`learners/product.py`).
+holds after a champion of a line that had another strategy; a job that learns by another for once leaves a Fisher all the same.
+What the diagonal cannot see is that (A, B) and (MA, BM⁻¹) are one function; `ewc_form = "product"` can (`learners/product.py`).
 """
 
 from __future__ import annotations

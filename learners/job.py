@@ -93,10 +93,13 @@ class _Update:
     def conclude(self) -> None:
         """Leave what the next job needs, measure the candidate, and make the version's folder."""
         self._report({"phase": "consolidating"})
-        before, fresh = artifact.consolidation(self._parent), self._data.of("train", "fresh")
+        before, learned = artifact.consolidation(self._parent), self._data.of("train", "fresh")
+        if self._strategy.is_from_base:  # what the champion left is of other factors, and all that is remembered was learned anew
+            before, learned = {}, learned + self._data.of("train", "remembered")
         kept = {key_of(name) for name in self._spec["kept"]} if "kept" in self._spec else None
         pad_id, factors = self._tokenizer.pad_token_id, adapter.factors(self._model)
-        state = self._strategy.consolidate(self._model, factors, before, fresh, pad_id, self._settings, kept)
+        leaves = STRATEGIES[self._spec.get("leaves", self._strategy.name)]
+        state = leaves.consolidate(self._model, factors, before, learned, pad_id, self._settings, kept)
         self._report({"phase": "measuring the candidate"})
         compared = self._comparison.after(self._model, json.loads((self._folder / "compared.json").read_text()))
         beside = {**compared, "looks": self._spec.get("looks", {})}

@@ -6,6 +6,7 @@ is retained. Now and then as a line's job it also frees the line from what many 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from learners.naive import Naive
@@ -28,4 +29,4 @@ class Joint(Naive):
         seed: int,
     ) -> list[Example]:
         """All three, whatever the ratio."""
-        return mix(fresh, remembered, general, float(len(remembered)), seed)
+        return mix(fresh, remembered, general, math.inf, seed)

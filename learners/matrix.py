@@ -4,15 +4,21 @@
 is learned by version `learned[j]`, in a sequence of tasks by version j. Definitions: Lopez-Paz & Ranzato 2017 (backward and
 forward transfer), Chaudhry et al. 2018 (forgetting, intransigence). Public libraries differ in them: these divide by the number
 of slices in the sum, which is T - 1 for T tasks, and forgetting looks at the best score *before* the last version.
+
+Beside the matrix stands what the stream itself says, the prequential score: how good the version that served was at each new
+example before any version learned of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 Matrix = Sequence[Sequence[float]]
+
+FADING = 0.995
+"""By which an example counts less with each one that comes after it: the last 200 make up most of the mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,41 @@ def transfer(
         forgetting=_mean([max(row[j] for row in scores[t:last]) - final[j] for j, t in old]),
         intransigence=None if joint is None else _mean([joint[j] - final[j] for j, t in enumerate(since) if t == last]),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Prequential:
+    """Test, then train (Dawid 1984; Gama, Sebastião & Rodrigues 2013): the mean of a stream's scores e_1 … e_n, and a faded one.
+
+        mean = Σ e_i / n        faded = S_n / N_n,    S_n = e_n + α S_(n-1),    N_n = 1 + α N_(n-1)
+
+    Each is scored by the version that serves before any version learns of it, in the score's unit.
+    """
+
+    items: int = 0
+    mean: float = 0.0
+    faded: float = 0.0
+    """How it is lately: Σ α^(n-i) e_i / Σ α^(n-i)."""
+    weight: float = 0.0
+    """N_n, which the recursion needs; below 1 / (1 - α)."""
+
+    def extended(self, scores: Iterable[float], fading: float = FADING) -> Prequential:
+        """More of the stream, in the order in which it came; `fading` is α."""
+        items, mean, total, weight = self.items, self.mean, self.faded * self.weight, self.weight
+        for score in scores:
+            items += 1
+            mean += (score - mean) / items
+            total, weight = score + fading * total, 1 + fading * weight
+        return Prequential(items, mean, total / weight, weight) if items else self
+
+    def as_json(self) -> dict[str, Any]:
+        """As stored and shown: no number where there is no example."""
+        return asdict(self) if self.items else {**asdict(self), "mean": None, "faded": None}
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any] | None) -> Prequential:
+        """The inverse; a version from before this was measured has none."""
+        return cls(**body) if body and body["items"] else cls()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +132,11 @@ class History:
             scores=(*map(tuple, known), tuple(after.get(name) for name in slices)),
         )
 
-    def transfer(self) -> Transfer | None:
-        """What is read from it, over the slices that were measured at each point where it counts; None over no slices."""
+    def transfer(self, joint: Mapping[str, float] | None = None) -> Transfer | None:
+        """What is read from it, over the slices that were measured at each point where it counts; None over no slices.
+
+        `joint` are joint training's scores by slice: they count where it has learned all that the last version did first.
+        """
         last = len(self.scores) - 1
         kept = [
             place
@@ -102,7 +146,15 @@ class History:
         if not kept:
             return None
         picked = [[row[place] or 0.0 for place in kept] for row in self.scores]
-        return transfer(picked, [self.base[place] for place in kept], learned=[self.learned[place] for place in kept])
+        new = [self.slices[place] for place in kept if self.learned[place] == last]
+        is_known = joint is not None and new and all(name in joint for name in new)
+        bound = [joint.get(self.slices[place], 0.0) for place in kept] if joint is not None and is_known else None
+        return transfer(picked, [self.base[place] for place in kept], bound, [self.learned[place] for place in kept])
+
+    def last(self) -> dict[str, float]:
+        """The last version's scores by slice."""
+        row = self.scores[-1] if self.scores else ()
+        return {name: score for name, score in zip(self.slices, row, strict=True) if score is not None}
 
     def as_json(self) -> dict[str, Any]:
         """As stored and shown: the matrix, and what is read from it."""

@@ -25,8 +25,9 @@ def mix(
 ) -> list[Example]:
     """Give the training examples in the order to learn them, tagged by `source`; fresh ones held out come last.
 
-    For each fresh one that trains, `replay_ratio` remembered ones are drawn by hash, as far as there are any; all of
-    `general` is taken. What was asked afresh is not remembered too: its old answer may be the one that was corrected.
+    For each fresh one that trains, `replay_ratio` remembered ones are drawn by hash, as far as there are any (`math.inf`: all,
+    also beside no fresh one); all of `general` is taken.
+    What was asked afresh is not remembered too: its old answer may be the one that was corrected.
     Raises `ValueError` when something remembered or general is not of the training split.
     """
     strays = [e.id for e in (*remembered, *general) if e.split is not Split.TRAIN]
@@ -37,7 +38,7 @@ def mix(
     held_out = [replace(e, source="fresh") for e in fresh if e.split is not Split.TRAIN]
     asked = {asked_digest(e.line, e.messages) for e in training}
     old = [e for e in remembered if asked_digest(e.line, e.messages) not in asked]
-    drawn = _shuffled(old, seed)[: round(replay_ratio * len(training))]
+    drawn = _shuffled(old, seed)[: None if math.isinf(replay_ratio) else round(replay_ratio * len(training))]
     plan = _spread(training, "fresh", seed) + _spread(drawn, "remembered", seed) + _spread(general, "general", seed)
     return [example for _, example in sorted(plan, key=lambda place: (place[0], place[1].id))] + held_out
 

@@ -38,6 +38,8 @@ _search = Table(
     Column("began_at", Float, nullable=False),
     Column("ended_at", Float),
 )
+_NEITHER = (jobs.BISECT, jobs.REBASE)
+"""Jobs that are not searched: one that searches, and one in which nothing new need be what did it."""
 Index("bisection_open", _search.c.line, unique=True, sqlite_where=_search.c.ended_at.is_(None))
 
 
@@ -57,7 +59,7 @@ class Bisecting:
     def begin(self, job_id: str) -> Json:
         """Search for what made a job's candidate lose a slice; raises `NotFound`, or `Conflict` when there is nothing to do."""
         job = self._journal.do(lambda conn: jobs.get(conn, job_id))
-        if job.line not in self._settings.lines or job.trigger == jobs.BISECT or bisection.lost(job.verdict) is None:
+        if job.line not in self._settings.lines or job.trigger in _NEITHER or bisection.lost(job.verdict) is None:
             raise Conflict(f"no candidate of job {job_id!r} lost a slice: there is nothing to search", param="job")
 
         def deed(conn: Connection, now: float) -> tuple[Json, Json]:
@@ -78,7 +80,7 @@ class Bisecting:
         if is_open:
             return "go on"
         last = jobs.last(conn, line)
-        is_new = last is not None and last.trigger != jobs.BISECT and not _known(conn, last.id)
+        is_new = last is not None and last.trigger not in _NEITHER and not _known(conn, last.id)
         return "begin" if is_new and last and bisection.lost(last.verdict) else None
 
     def _step(self, conn: Connection, line: str, now: float) -> tuple[str, Json]:

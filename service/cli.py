@@ -112,13 +112,17 @@ def examples(line: LineName, url: Url = None, key: ApiKey = None, config: Config
 def train(
     line: LineName,
     bisect: Annotated[str | None, typer.Option(metavar="JOB", help="Search this job for the examples that do harm.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="Of this job alone; `joint`: all again, also if nothing is new.")] = None,
     url: Url = None,
     key: ApiKey = None,
     config: Config = None,
 ) -> None:
     """Start a learning job now, whatever the triggers say; or train on parts of one whose candidate lost a slice."""
+    if bisect and strategy:
+        raise typer.BadParameter("a search trains as the job did: leave out --strategy")
+    body = {"strategy": strategy} if strategy else None
     with client(url, key, config) as daemon:
-        print_json(daemon.post(f"/api/jobs/{bisect}/bisect" if bisect else f"/api/lines/{line}/train"))
+        print_json(daemon.post(f"/api/jobs/{bisect}/bisect" if bisect else f"/api/lines/{line}/train", body))
 
 
 app.command()(cli_rollout.promote)

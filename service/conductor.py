@@ -17,10 +17,10 @@ from typing import Any, assert_never
 from sqlalchemy import Connection
 
 from learners.base import BaseModel
-from replay import caps, ledger, opinions
+from replay import ledger
 from replay.records import Arm
 from replay.writer import Writer
-from service import bisecting, comparing, drift, jobs, registry, switch, transitions
+from service import bisecting, comparing, drift, jobs, queueing, registry, switch, transitions
 from service.anchoring import Anchoring
 from service.bisecting import Bisecting
 from service.decisions import Action, Advance, Assess, Fail, JobState, Launch, Note, Queue, Retry, Snapshot, Swapped, decide
@@ -98,10 +98,13 @@ class Conductor:
         """How many examples the line's buffer holds, by slice."""
         return self._training.remembered(line)
 
-    def train(self, line: str) -> Job:
-        """Queue a job now, whatever the triggers say; raises `NotFound`, or `Conflict` if the line is busy or nothing is new."""
+    def train(self, line: str, strategy: str | None = None) -> Job:
+        """Queue a job now, whatever the triggers say, by another strategy than the line's where one is named.
+
+        Raises `NotFound`, `InvalidRequest`, or `Conflict` if the line is busy or nothing is new.
+        """
         self._line(line)
-        return self._queue(line, "operator")
+        return self._queue(line, "operator", strategy)
 
     def bisect(self, job: str) -> Json:
         """See `Bisecting.begin`; raises `NotFound` or `Conflict`."""
@@ -200,6 +203,7 @@ class Conductor:
             is_training_frozen=thrown.holds_back("freeze_training"),
             drifted_at=drift.last_worse(conn, line) if self._line(line).drift.is_trigger else None,
             drift_examples=self._line(line).drift.min_examples,
+            rebased_at=queueing.rebased_at(conn, self._line(line), line),
             unswapped=crowned if crowned and crowned.swap_seconds is None else None,
         )
 
@@ -258,19 +262,9 @@ class Conductor:
             case _:
                 assert_never(action)
 
-    def _queue(self, line: str, trigger: str) -> Job:
+    def _queue(self, line: str, trigger: str, strategy: str | None = None) -> Job:
         def deed(conn: Connection, now: float) -> tuple[Job, Json]:
-            switch.check(conn, self._settings.kill_switch, "freeze_training")
-            if (trial := trials.current(conn, line)) is not None:
-                raise Conflict(f"trial {trial.id!r} of {trial.candidate} is {trial.stage}: its end comes first", param="line")
-            if bisecting.open_on(conn, line) is not None:
-                raise Conflict(f"the examples of {line!r} are searched for harmful ones: its end comes first", param="line")
-            guard, archive = self._line(line).admission.guard(), self._settings.data_dir / "archive"
-            held = caps.hold_excess(conn, line, guard)
-            job = jobs.queue(conn, line, trigger, registry.aliases(conn, line)[registry.CHAMPION], now)
-            said = opinions.reserve(conn, line, job.id, self._settings.wanted(line), guard, archive)
-            told = {"job": job.id, "trigger": trigger, "examples": job.examples, "parent": job.parent, "held": held}
-            return job, {**told, "opinions": said}
+            return queueing.queue(conn, self._settings, line, trigger, strategy, now)
 
         return self._journal.record("job_queued", line, deed)
 

@@ -60,6 +60,8 @@ class Snapshot:
     """When replies last became worse, if that asks for a job."""
     drift_examples: int = 1
     """How many fresh examples such a job needs."""
+    rebased_at: float | None = None
+    """Since when the line waits to learn all again from the base; None: it need not, or could not."""
     unswapped: Change | None = None
     """The last change of champion, until every replica routes by it."""
 
@@ -150,11 +152,16 @@ def _work(snapshot: Snapshot) -> Iterator[Action]:
         yield Queue(snapshot.line, trigger)
 
 
-def due(snapshot: Snapshot) -> Literal["examples", "age", "drift"] | None:
-    """Which trigger asks for a job; only what came after the last job counts, so that no data is tried twice in a row."""
+def due(snapshot: Snapshot) -> Literal["rebase", "examples", "age", "drift"] | None:
+    """Which trigger asks for a job; only what came after the last job counts, so that no data is tried twice in a row.
+
+    A re-base comes first, since it is rare and takes what is fresh too: on a busy line it would never be its turn.
+    """
     trigger, waiting, last = snapshot.trigger, snapshot.waiting, snapshot.last_job
     if last is not None and last.ended_at is not None and snapshot.now < last.ended_at + trigger.cooldown_seconds:
         return None
+    if snapshot.rebased_at is not None and 0 < trigger.rebase_seconds <= snapshot.now - snapshot.rebased_at:
+        return "rebase"
     if waiting.count >= trigger.min_examples:
         return "examples"
     age = snapshot.now - waiting.oldest_at if waiting.oldest_at is not None else 0.0

@@ -66,8 +66,11 @@ class KeeperDoor(Protocol):
     async def bisect(self, job_id: str) -> Json:
         """Search for the examples that made a job's candidate lose a slice; raises `NotFound` or `Conflict`."""
 
-    async def train(self, line: str) -> Json:
-        """Ask for a job now, whatever the triggers say; raises `NotFound`, or `Conflict` when one runs already."""
+    async def train(self, line: str, strategy: str | None = None) -> Json:
+        """Ask for a job now, whatever the triggers say, by a strategy (None: the line's own).
+
+        Raises `NotFound`, `InvalidRequest`, or `Conflict` when one runs already.
+        """
 
     async def promote(self, line: str, version: str | None) -> Json:
         """Make a version (None: the candidate) the champion by hand; raises `NotFound`, `Conflict`, `ArtifactInvalid`."""

@@ -39,11 +39,18 @@ _job = Table(
     Column("started_at", Float),
     Column("ended_at", Float),
 )
+_way = Table(  # apart from `job`: a data directory from before there was a choice stays as it is
+    "job_strategy",
+    metadata,
+    Column("job", String, primary_key=True),
+    Column("strategy", String, nullable=False),
+)
+_WHOLE = select(_job, _way.c.strategy).outerjoin(_way, _way.c.job == _job.c.id)
 Index("job_open", _job.c.line, unique=True, sqlite_where=_job.c.ended_at.is_(None))
 
 
-BISECT = "bisect"
-"""The trigger of a job that no version comes of."""
+BISECT, REBASE = "bisect", "rebase"
+"""The triggers of a job that no version comes of, and of one that learns all that the line remembers again, from the base."""
 
 
 class State(StrEnum):
@@ -67,7 +74,8 @@ class Job:
     line: str
     state: State
     trigger: str
-    """`examples`, `age`, `drift` or `operator`; `bisect`: it only tries what a part of the examples does."""
+    """`examples`, `age`, `drift` or `operator`; `rebase`: all again from the base, by the clock or by hand; `bisect`: it only
+    tries what a part of the examples does."""
     parent: str | None
     """The champion that it starts from; None: the base."""
     cursor: int
@@ -82,6 +90,13 @@ class Job:
     created_at: float
     started_at: float | None
     ended_at: float | None
+    strategy: str | None = None
+    """By which it learns; None: the line's own, in a job from before this was noted."""
+
+    @property
+    def is_rebase(self) -> bool:
+        """Whether it is to keep what the line knows, and need not gain on anything new."""
+        return self.trigger == REBASE
 
     @property
     def is_open(self) -> bool:
@@ -93,31 +108,34 @@ class Job:
         return asdict(self)
 
 
-def queue(conn: Connection, line: str, trigger: str, parent: str | None, now: float) -> Job:
-    """Make a job and give it every fresh example of its line; raises `Conflict` when one is open or there is nothing."""
+def queue(conn: Connection, line: str, trigger: str, parent: str | None, now: float, strategy: str | None = None) -> Job:
+    """Make a job and give it every fresh example of its line; raises `Conflict` when one is open or there is nothing.
+
+    A re-base needs none. It keeps the cursor of the job before it: what is fresh has not been tried by the line's own strategy.
+    """
     if (running := current(conn, line)) is not None:
         raise Conflict(f"job {running.id!r} of {line!r} is {running.state}: one at a time", param="line")
-    identity = _next(conn, line)
+    identity, before = _next(conn, line), last(conn, line)
     held = ledger.reserve(conn, line, identity)
-    if not held:
+    if not held and trigger != REBASE:
         raise Conflict(f"there is nothing new to learn on {line!r}: send demonstrations to /feedback first", param="line")
+    cursor = held[-1].seq if trigger != REBASE else before.cursor if before else 0
     plain = {"id": identity, "line": line, "trigger": trigger, "parent": parent, "created_at": now}
-    return _make(conn, plain, held, held[-1].seq)
+    return _make(conn, plain, held, cursor, strategy)
 
 
 def probe(conn: Connection, line: str, like: str, ids: Sequence[str], parent: str | None, now: float) -> Job:
     """Make a job on these examples of an earlier job, as far as they are still there; raises `Conflict` when none is.
 
-    It has the cursor of the earlier one, so that by itself nothing is learned again that was tried.
+    It has the strategy and the cursor of the earlier one, so that by itself nothing is learned again that was tried.
     """
-    identity = _next(conn, line)
+    identity, earlier = _next(conn, line), get(conn, like)
     ledger.reclaim(conn, identity, ids)
     held = ledger.reserved(conn, identity)
     if not held:
         raise Conflict(f"none of the examples of {like} is there any more", param="line")
-    return _make(
-        conn, {"id": identity, "line": line, "trigger": BISECT, "parent": parent, "created_at": now}, held, get(conn, like).cursor
-    )
+    plain = {"id": identity, "line": line, "trigger": BISECT, "parent": parent, "created_at": now}
+    return _make(conn, plain, held, earlier.cursor, earlier.strategy)
 
 
 def start(conn: Connection, job: str, remembered: Sequence[str], now: float) -> None:
@@ -162,7 +180,7 @@ def learned(conn: Connection, job: str, version: str) -> int:
 
 def get(conn: Connection, job: str) -> Job:
     """Read one job; raises `NotFound`."""
-    row = conn.execute(select(_job).where(_job.c.id == job)).mappings().one_or_none()
+    row = conn.execute(_WHOLE.where(_job.c.id == job)).mappings().one_or_none()
     if row is None:
         raise NotFound(f"no job {job!r}", param="job")
     return _as_job(row)
@@ -170,21 +188,35 @@ def get(conn: Connection, job: str) -> Job:
 
 def current(conn: Connection, line: str) -> Job | None:
     """The line's open job."""
-    row = conn.execute(select(_job).where(_job.c.line == line, _job.c.ended_at.is_(None))).mappings().one_or_none()
+    row = conn.execute(_WHOLE.where(_job.c.line == line, _job.c.ended_at.is_(None))).mappings().one_or_none()
     return None if row is None else _as_job(row)
 
 
 def last(conn: Connection, line: str) -> Job | None:
     """The line's newest job."""
-    query = select(_job).where(_job.c.line == line).order_by(_job.c.seq.desc()).limit(1)
+    query = _WHOLE.where(_job.c.line == line).order_by(_job.c.seq.desc()).limit(1)
     row = conn.execute(query).mappings().one_or_none()
     return None if row is None else _as_job(row)
 
 
 def of(conn: Connection, line: str | None = None) -> list[Job]:
     """Jobs of a line, or all, newest first."""
-    query = select(_job) if line is None else select(_job).where(_job.c.line == line)
+    query = _WHOLE if line is None else _WHOLE.where(_job.c.line == line)
     return [_as_job(row) for row in conn.execute(query.order_by(_job.c.seq.desc())).mappings()]
+
+
+def rebased_at(conn: Connection, line: str, strategy: str) -> float | None:
+    """When a job by `strategy` was last made, whatever came of it, else when the line got its first version; None: never."""
+    by_it = select(func.max(_job.c.created_at)).join(_way, _way.c.job == _job.c.id)
+    found: float | None = conn.scalar(by_it.where(_job.c.line == line, _way.c.strategy == strategy))
+    return found or conn.scalar(select(func.min(_job.c.ended_at)).where(_job.c.line == line, _job.c.version.is_not(None)))
+
+
+def newest_version(conn: Connection, line: str, strategy: str) -> str | None:
+    """The newest version of a line that a job by `strategy` made, whatever became of it."""
+    by_it = select(_job.c.version).join(_way, _way.c.job == _job.c.id).where(_job.c.line == line, _way.c.strategy == strategy)
+    found: str | None = conn.scalar(by_it.where(_job.c.version.is_not(None)).order_by(_job.c.seq.desc()).limit(1))
+    return found
 
 
 def judged(conn: Connection, line: str) -> list[frozenset[str]]:
@@ -216,9 +248,11 @@ def _next(conn: Connection, line: str) -> str:
     return f"{line}-job{made + 1}"
 
 
-def _make(conn: Connection, plain: Mapping[str, Any], members: Sequence[Example], cursor: int) -> Job:
+def _make(conn: Connection, plain: Mapping[str, Any], members: Sequence[Example], cursor: int, strategy: str | None) -> Job:
     counts = {"cursor": cursor, "examples": len(members), "held": [e.id for e in members], "remembered": [], "attempts": 0}
     conn.execute(insert(_job).values(**plain, **counts, state=State.QUEUED))
+    if strategy is not None:
+        conn.execute(insert(_way).values(job=plain["id"], strategy=strategy))
     return get(conn, str(plain["id"]))
 
 

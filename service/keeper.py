@@ -169,9 +169,9 @@ class Keeper(Shown):
 
     # What is done by hand.
 
-    async def train(self, line: str) -> Json:
+    async def train(self, line: str, strategy: str | None = None) -> Json:
         """See `KeeperDoor.train`."""
-        return (await self._act(lambda: self._conducting.train(line))).as_json()
+        return (await self._act(lambda: self._conducting.train(line, strategy))).as_json()
 
     async def bisect(self, job_id: str) -> Json:
         """See `KeeperDoor.bisect`."""

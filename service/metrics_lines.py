@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 SWAP_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 LEARNING_SECONDS = (60, 120, 300, 600, 1800, 3600, 6 * 3600, 86_400, 7 * 86_400)
+_MEANS: tuple[str, ...] = ("mean", "faded")
 
 
 class Learning:
@@ -30,6 +31,7 @@ class Learning:
         self.gates = gauge("gate_verdicts", "Verdicts of the gate on held-out examples.", "outcome")
         self.scores = gauge("champion_score", "The champion on held-out examples, when it was made.", "slice", "score")
         self.transfer = gauge("champion_transfer", "What its line's versions gained and lost.", "measure", "score")
+        self.stream = gauge("prequential_score", "New examples as they were answered before they were learned.", "mean", "score")
         self.progress = {
             "step": gauge("job_steps_done", "Optimiser steps that the running job has made."),
             "steps": gauge("job_steps_planned", "Optimiser steps that the running job will make at most."),
@@ -50,6 +52,9 @@ class Learning:
         read = [(name, score, found["transfer"] or {}) for name, score, found in matrices]
         measures = {(name, what, score): value for name, score, told in read for what, value in told.items()}
         show_exactly(self.transfer, {labels: value for labels, value in measures.items() if value is not None})
+        streams = [(name, score, found.get("prequential") or {}) for name, score, found in matrices]
+        heard = [(name, score, told) for name, score, told in streams if told.get("items")]
+        show_exactly(self.stream, {(name, mean, score): told[mean] for name, score, told in heard for mean in _MEANS})
         stopped = ((name, state, by) for name, line in lines.items() for state, by in line["quarantine"].items())
         show_exactly(self.quarantine, {(name, state, reason): n for name, state, by in stopped for reason, n in by.items()})
         running = {name: line["job"] for name, line in lines.items() if line["job"]}

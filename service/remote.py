@@ -88,9 +88,9 @@ class RemoteKeeper(KeeperDoor):
         """See `KeeperDoor.bisect`."""
         return await self._call("bisect", job_id)  # type: ignore[no-any-return]
 
-    async def train(self, line: str) -> Json:
+    async def train(self, line: str, strategy: str | None = None) -> Json:
         """See `KeeperDoor.train`."""
-        return await self._call("train", line)  # type: ignore[no-any-return]
+        return await self._call("train", line, strategy)  # type: ignore[no-any-return]
 
     async def promote(self, line: str, version: str | None) -> Json:
         """See `KeeperDoor.promote`."""

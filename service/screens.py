@@ -54,7 +54,8 @@ def status(said: Json) -> Group:
 
 def versions(line: str, data: Sequence[Json]) -> Table:
     """A line's versions, each with its scores on held-out examples."""
-    table = _table(line, "state", "aliases", "made", "from", "gate", "accuracy", "BWT", "forgetting", "held-out exact matches")
+    measures = ("accuracy", "BWT", "FWT", "forgetting", "intransigence", "prequential")
+    table = _table(line, "state", "aliases", "made", "from", "gate", *measures, "held-out exact matches")
     for one in data:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(one["created_at"])) if one.get("created_at") else ""
         scores = ", ".join(f"{name} {_number(score.get('exact'))}" for name, score in (one.get("slices") or {}).items())
@@ -194,10 +195,11 @@ def _verdicts(lines: Json) -> list[tuple[str, str]]:
 
 
 def _transfer(version: Json) -> list[str]:
-    """Average, backward transfer and forgetting of exact matches up to this version; blank where nothing is known."""
-    matrix = (version.get("gate") or {}).get("matrix") or {}
-    read = matrix.get("exact", {}).get("transfer") or {}
-    return [_number(read.get(name)) for name in ("average", "backward", "forgetting")]
+    """What is read from exact matches up to this version, and from the stream lately; a dash where nothing is known."""
+    matrix = ((version.get("gate") or {}).get("matrix") or {}).get("exact", {})
+    read, stream = matrix.get("transfer") or {}, matrix.get("prequential") or {}
+    measures = ("average", "backward", "forward", "forgetting", "intransigence")
+    return [*(_number(read.get(name)) for name in measures), _number(stream.get("faded"))]
 
 
 def _number(value: float | None) -> str:

@@ -25,6 +25,8 @@ class Trigger(Closed):
     """Or the oldest untrained example is older than this (and there are at least 16); 0: never."""
     cooldown_seconds: float = Field(600, ge=0)
     """Pause between two jobs of a line."""
+    rebase_seconds: float = Field(0, ge=0)
+    """Learn all that is remembered again, from the base, by `joint`, so long after that was last done; 0: never."""
 
 
 class Gate(Closed):

@@ -6,16 +6,17 @@ keeper lays over it. Pure but for reading.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from itertools import chain
 from typing import Any
 
 from sqlalchemy import Connection
 
+from learners.matrix import History
 from replay import ledger, memory, opinions, quarantine
 from replay.records import FeedbackStatus, asked_digest
-from service import audit, bisecting, comparing, drift, jobs, registry, switch
+from service import audit, bisecting, comparing, drift, jobs, queueing, registry, switch
 from service.replicas import Seen
 from service.rollout import anchor, trials, verdicts, watches
 from service.rollout.evidence import Evidence
@@ -76,12 +77,12 @@ def examples(conn: Connection, line: str, capacity: int) -> list[Json]:
 
 def versions(conn: Connection, line: str) -> list[Json]:
     """A line's versions, newest first, with their scores and the aliases that point at them."""
-    named = _aliases(conn, line)
+    named, joint = _aliases(conn, line), _joint(conn, line)
     return [
         {
             **{name: getattr(one, name) for name in ("name", "number", "state", "parent", "job", "digest", "created_at")},
             "slices": one.scores,
-            "gate": one.gate,
+            "gate": {**one.gate, "matrix": _read(one.gate.get("matrix") or {}, joint)},
             "aliases": [alias for alias, version in named.items() if version == one.name],
         }
         for one in registry.versions(conn, line)
@@ -170,7 +171,20 @@ def _anchor(conn: Connection, name: str, policy: Rollout) -> Json | None:
 def _matrix(conn: Connection, name: str) -> Json:
     """What the line's champion keeps of each slice, and gained and lost; empty while the base serves, or nothing is known."""
     champion = registry.aliases(conn, name)[registry.CHAMPION]
-    return dict(registry.version(conn, champion).gate.get("matrix") or {}) if champion else {}
+    return _read(registry.version(conn, champion).gate.get("matrix") or {}, _joint(conn, name)) if champion else {}
+
+
+def _joint(conn: Connection, line: str) -> dict[str, dict[str, float]]:
+    """What the line's newest version by joint training has, by score and slice: the upper bound of all that it has learned."""
+    name = jobs.newest_version(conn, line, queueing.JOINT)
+    matrix = registry.version(conn, name).gate.get("matrix") or {} if name else {}
+    return {score: History.from_json(body).last() for score, body in matrix.items()}
+
+
+def _read(matrix: Mapping[str, Any], joint: Mapping[str, Mapping[str, float]]) -> Json:
+    """A version's matrix with its intransigence, which is known only once joint training has learned the same."""
+    told = {score: History.from_json(body).transfer(joint.get(score)) for score, body in matrix.items()}
+    return {score: {**body, "transfer": asdict(found) if (found := told[score]) else None} for score, body in matrix.items()}
 
 
 def _aliases(conn: Connection, line: str) -> dict[str, str | None]:

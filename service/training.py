@@ -26,7 +26,7 @@ from service.decisions import JobState
 from service.errors import ArtifactInvalid, SettingsError
 from service.jobs import Job, State
 from service.journal import Journal, Json
-from service.rollout import gates, looks
+from service.rollout import gates, looks, stream
 from service.rollout.gates import Verdict
 from service.settings import Settings
 from service.suites import Suite
@@ -127,14 +127,15 @@ class Training:
 
     def assess(self, job: Job) -> None:
         """Judge what a job made, and end it: with a version on trial, or with the reason why not."""
-        champion, number, matrix = self._journal.do(lambda conn: self._standing(conn, job))
+        champion, number, matrix, came = self._journal.do(lambda conn: self._standing(conn, job))
         if champion != job.parent:
             self.end(job, State.REJECTED, f"champion_changed: it was compared with {job.parent or 'the base'}")
             return
         try:
             measured = job_folder.evaluation(self._folder(job))
-            verdict = gates.judge(measured, self._settings.lines[job.line].gate)
-            verdict = replace(verdict, matrix=gates.matrix(measured, matrix, f"{job.line}@v{number}"))
+            verdict = gates.judge(measured, self._settings.lines[job.line].gate, is_rebase=job.is_rebase)
+            grown = gates.matrix(measured, matrix, f"{job.line}@v{number}")
+            verdict = replace(verdict, matrix=stream.beside(grown, measured, matrix, came))
             if job.trigger == jobs.BISECT:
                 self.end(job, State.REJECTED, f"bisect: {verdict.outcome}, and no version comes of it", verdict)
                 return
@@ -147,11 +148,11 @@ class Training:
         else:
             self.end(job, State.REJECTED, f"gate_{verdict.outcome}: {'; '.join(verdict.reasons)}", verdict)
 
-    def _standing(self, conn: Connection, job: Job) -> tuple[str | None, int, Json]:
-        """The line's champion, the number of its next version, and the matrix that the job's parent has."""
+    def _standing(self, conn: Connection, job: Job) -> tuple[str | None, int, Json, list[str]]:
+        """The line's champion, its next version's number, the matrix of the job's parent, and the job's examples as they came."""
         champion = registry.aliases(conn, job.line)[registry.CHAMPION]
         parent = registry.version(conn, job.parent).gate if job.parent else {}
-        return champion, registry.next_number(conn, job.line), dict(parent.get("matrix") or {})
+        return champion, registry.next_number(conn, job.line), dict(parent.get("matrix") or {}), jobs.held(conn, job.id)
 
     def _put_on_trial(self, job: Job, digest: str, scores: Json, verdict: Verdict) -> None:
         path = f"{job.line}/v{self._journal.do(lambda conn: registry.next_number(conn, job.line))}"
@@ -178,7 +179,8 @@ class Training:
     def _plan(
         self, conn: Connection, job: Job, golden: Mapping[str, Suite], given: Suite | None
     ) -> tuple[list[Example], list[Example], Json]:
-        learning = self._settings.lines[job.line].learning
+        own = self._settings.lines[job.line].learning
+        learning = own.model_copy(update={"strategy": job.strategy or own.strategy})
         fresh, remembered = ledger.reserved(conn, job.id), memory.remembered(conn, job.line, learning.replay_capacity)
         next_memory = fill([*remembered, *fresh], learning.replay_capacity, memory.SEED)
         seen, held = looks.turns(one.verdict for one in jobs.of(conn, job.line)), ledger.holdouts(conn, job.line)
@@ -196,6 +198,7 @@ class Training:
             "base": {**asdict(self._base), "path": str(self._base.path)},
             "parent": str(self.versions / registry.version(conn, job.parent).path) if job.parent else None,
             "learning": learning.model_dump(mode="json"),
+            "leaves": learning.strategy if STRATEGIES[learning.strategy].is_stacked else own.strategy,
             "trainer": self._settings.training.model_dump(mode="json", include={"threads", "report_to", "fsdp", "deepspeed"}),
             "kept": [example.id for example in next_memory.examples()],
             "looks": counted,

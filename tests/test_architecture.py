@@ -40,6 +40,7 @@ DOORS = {
         "service/status.py",
         "service/drift.py",
         "service/quarantine.py",
+        "service/queueing.py",
         "service/comparing.py",
         "service/judging.py",
         "service/webhooks.py",

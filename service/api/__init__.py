@@ -32,7 +32,7 @@ def build(keeper: KeeperDoor, settings: Settings, clock: Callable[[], float] = t
     app.include_router(FeedbackApi(keeper, keyring, settings, clock).router())
     admin = APIRouter(dependencies=[Depends(_admin(keyring))])
     admin.include_router(AdaptersApi(keeper, settings.http.max_body_bytes).router())
-    admin.include_router(JobsApi(keeper).router())
+    admin.include_router(JobsApi(keeper, settings.http.max_body_bytes).router())
     admin.include_router(QuarantineApi(keeper, keyring, settings.http.max_body_bytes).router())
     admin.include_router(RolloutsApi(keeper, settings.http.max_body_bytes).router())
     app.include_router(admin)

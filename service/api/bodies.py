@@ -1,6 +1,6 @@
 """What clients may send, and how it becomes records: closed bodies, typed values, errors that name the field.
 
-Pure but for `version_of`, `ids_of` and `read`, which take a request's body up to a limit.
+Pure but for `version_of`, `strategy_of`, `ids_of` and `read`, which take a request's body up to a limit.
 """
 
 from __future__ import annotations
@@ -117,6 +117,17 @@ async def version_of(request: Request, line: str, limit: int) -> str | None:
     """The full name of the version that a request's body names, if any; raises `InvalidRequest`."""
     raw = await read(request, limit)
     return parse(VersionBody, raw).name(line) if raw.strip() else None
+
+
+class TrainBody(Closed):
+    """How a job by hand is to learn; nothing: as its line does."""
+
+    strategy: ShortText | None = None
+
+
+async def strategy_of(request: Request, limit: int) -> str | None:
+    """The strategy that a request's body names, if any; raises `InvalidRequest`."""
+    return parse(TrainBody, await read(request, limit) or b"{}").strategy
 
 
 class IdsBody(BaseModel):

@@ -112,18 +112,19 @@ class _Scores:
         return len(self.candidate)
 
 
-def judge(evaluation: Mapping[str, Any], gate: Gate) -> Verdict:
+def judge(evaluation: Mapping[str, Any], gate: Gate, *, is_rebase: bool = False) -> Verdict:
     """Judge what a job measured: `evaluation["slices"][name]` has `is_new` and scores of base, champion and candidate.
 
     `evaluation["suites"]`, `["kl"]`, `["lengths"]` and `["looks"]` are as `learners.job` writes them, where there are any.
+    A re-base, which learns all again, need not gain: no slice may lose, new ones or old.
     Raises `ValueError` when the scores are not finite or do not pair.
     """
     field, seen = _FIELD[gate.score], evaluation.get("looks", {})
     slices = [_read(name, body, field, seen.get(name, 1)) for name, body in sorted(evaluation["slices"].items())]
     suites = {f"suite:{name}": body for name, body in sorted(evaluation.get("suites", {}).items())}
-    fresh = [one for one in slices if one.is_new]
-    findings = [_gains(_joined(fresh), gate)]
-    for group in (fresh, [one for one in slices if not one.is_new]):
+    fresh, older = ([one for one in slices if one.is_new is is_new] for is_new in (True, False))
+    findings = [] if is_rebase and slices else [_gains(_joined(fresh), gate)]
+    for group in [slices] if is_rebase else [fresh, older]:
         findings += _each(group, gate)
     golden = [_read(name, _scored(body), field, seen.get(name, 1)) for name, body in suites.items()]
     findings += [_keeps(one, gate) for one in golden if len(one)]

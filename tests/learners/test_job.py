@@ -184,8 +184,10 @@ FIRST, SECOND = [example(n, "planes") for n in range(20)], [example(n, "trains",
 def learn(base, tmp_path):
     """Run a job; its artifact is a version once somebody promotes it."""
 
-    def learn(name, examples, parent=None, **learning):
+    def learn(name, examples, parent=None, leaves=None, **learning):
         folder = prepared(tmp_path / name, base, examples=examples, parent=parent, **learning)
+        if leaves:
+            (folder / "spec.json").write_text(json.dumps({**read(folder, "spec.json"), "leaves": leaves}))
         job.run(folder)
         return folder / "artifact"
 
@@ -257,6 +259,39 @@ def test_without_weight_it_is_the_strategy_beneath_to_the_bit(learn):
 def test_after_another_strategy_s_version_there_is_no_penalty(learn):
     first = learn("j1", FIRST, strategy="naive")
     assert "penalty" not in metrics(learn("j2", SECOND, first, strategy="ewc"))
+
+
+REMEMBERED = [replace(e, source="remembered") for e in FIRST if e.split is Split.TRAIN]
+
+
+def test_joint_for_once_on_a_line_of_ewc_leaves_a_fisher_of_all_that_it_learned(learn, base, tokenizer):
+    """Where nothing is new, too; the champion's, which is of other factors, is gone."""
+    first = learn("j1", SECOND, strategy="ewc")
+    again = learn("j2", REMEMBERED, first, leaves="ewc", strategy="joint")
+    model, _ = adapter.load_base(base.path, "float32")
+    model = adapter.attach(model, again, rank=4, alpha=8, dropout=0.0, seed=0)
+    learned = [encode(tokenizer, list(e.messages), e.reply, 64) for e in REMEMBERED]
+    wanted = STRATEGIES["ewc"].consolidate(model, adapter.factors(model), {}, learned, 1, LEARNING)
+    assert wanted.keys() == state_of(again).keys()
+    for name, f in state_of(again).items():
+        assert torch.allclose(f, wanted[name], rtol=1e-3, atol=1e-6)
+    assert metrics(learn("j3", SECOND, again, strategy="ewc"))["penalty"] > 0
+    assert not state_of(learn("j4", REMEMBERED, first, strategy="joint")), "nor has a line of joint anything to leave"
+
+
+def test_joint_for_once_on_a_line_of_der_leaves_what_it_thinks_of_all_that_it_learned(learn):
+    first = learn("j1", FIRST, strategy="der++")
+    again = learn("j2", REMEMBERED, first, leaves="der++", strategy="joint")
+    old, new = state_of(first), state_of(again)
+    assert old.keys() == new.keys()
+    assert any((old[name] != new[name]).any() for name in old)
+
+
+def test_another_strategy_for_once_goes_on_with_the_chain_of_the_line(learn):
+    first = learn("j1", FIRST, strategy="ewc")
+    second = learn("j2", SECOND, first, leaves="ewc", strategy="naive")
+    old, new = state_of(first), state_of(second)
+    assert all((new[name] >= 0.95 * old[name]).all() and (new[name] != 0.95 * old[name]).any() for name in old)
 
 
 @pytest.mark.parametrize(

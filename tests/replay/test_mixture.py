@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -25,6 +26,8 @@ def test_no_ratio_no_rehearsal_and_never_more_than_there_is(parts):
     assert {e.source for e in mix(fresh, remembered, [], replay_ratio=0, seed=1)} == {"fresh"}
     assert len(mix(fresh, remembered[:7], [], replay_ratio=2, seed=1)) == 47
     assert mix([], remembered, [], replay_ratio=2, seed=1) == []
+    for new in (fresh, []):
+        assert len(mix(new, remembered, [], replay_ratio=math.inf, seed=1)) == len(new) + 100
 
 
 def test_the_same_seed_gives_the_same_plan_in_any_order_of_arrival(parts):

@@ -190,7 +190,8 @@ def test_a_version_s_verdict_and_matrix_are_shown_and_the_last_verdict_in_the_st
     monkeypatch.setenv("COLUMNS", "300")
     finding = {"name": "hotels", "must": "not_lose", "low": -0.15, "high": 0.0, "looks": 4}
     bound = {"told": "must pass: 1 of 2, not core/7", "outcome": "fail"}
-    matrix = {"exact": {"transfer": {"average": 0.77, "backward": -0.11, "forgetting": 0.12}}}
+    read = {"average": 0.77, "backward": -0.11, "forward": 0.09, "forgetting": 0.12, "intransigence": 0.14}
+    matrix = {"exact": {"transfer": read, "prequential": {"faded": 0.63}}}
     gate = {"outcome": "fail", "worst": "hotels", "findings": [finding], "bounds": [bound], "matrix": matrix}
     line = {**STATUS["lines"]["desk"], "last_verdict": gate}
     daemon.answers = {
@@ -201,7 +202,7 @@ def test_a_version_s_verdict_and_matrix_are_shown_and_the_last_verdict_in_the_st
     said = capsys.readouterr().out
     verdict = "fail, worst slice hotels [-0.150, +0.000], look 4; must pass: 1 of 2, not core/7"
     assert verdict in said
-    assert all(number in said for number in ("0.77", "-0.11", "0.12"))
+    assert "0.77 -0.11 0.09 0.12 0.14 0.63" in " ".join(said.split())
     assert run("status") == 0
     assert f"desk: the gate says {verdict}" in capsys.readouterr().out
 
@@ -234,6 +235,7 @@ def test_changes_by_hand_are_posted_with_the_key(daemon):
     assert run("train", "desk", "--bisect", "desk-job1") == 0
     assert run("rollout", "anchor", "desk") == 0
     assert run("rollout", "anchor", "desk", "v3") == 0
+    assert run("train", "desk", "--strategy", "joint") == 0
     paths = [(path, json.loads(body) if body else None) for path, body, _ in daemon.seen]
     assert paths == [
         ("/api/lines/desk/train", None),
@@ -242,6 +244,7 @@ def test_changes_by_hand_are_posted_with_the_key(daemon):
         ("/api/jobs/desk-job1/bisect", None),
         ("/api/rollouts/desk/anchor", {"version": "champion"}),
         ("/api/rollouts/desk/anchor", {"version": "v3"}),
+        ("/api/lines/desk/train", {"strategy": "joint"}),
     ]
     assert daemon.seen[0][2] == "Bearer secret"
 

@@ -157,6 +157,21 @@ class TestFromFeedbackToChampion:
         assert second["scores"][1] == [pytest.approx(0.9), pytest.approx(0.75)]
         assert second["transfer"]["backward"] == pytest.approx(0.1)
 
+    def test_each_version_keeps_how_new_examples_were_answered_before_they_were_learned(self, world):
+        world.demonstrate(40)
+        promoted(world)
+        world.launcher.outcome = {"champion": 0.2, "candidate": 0.0}
+        world.demonstrate(40)
+        world.until(lambda w: w.job.id == "desk-job2" and w.job.ended_at is not None)
+        world.launcher.outcome = {"champion": 0.2, "candidate": 0.9}
+        world.demonstrate(40)
+        promoted(world, "desk@v2")
+        first, second = (v.gate["matrix"]["exact"] for v in reversed(world.read(lambda conn: registry.versions(conn, LINE))))
+        assert (first["prequential"]["items"], first["prequential"]["mean"]) == (60, 0)
+        assert (second["prequential"]["items"], second["prequential"]["mean"]) == (120, pytest.approx(0.1)), (
+            "the failed job's once"
+        )
+
     def test_a_golden_suite_goes_with_the_job_and_each_verdict_counts_a_look(self, make, tmp_path):
         row = {"messages": [{"role": "user", "content": "Where is my bag?"}], "reply": "On its way.", "must_pass": True}
         file = tmp_path / "core.ndjson"

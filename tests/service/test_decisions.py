@@ -35,6 +35,16 @@ def test_triggers(waiting, expected):
     assert due(waiting=waiting) == expected
 
 
+def test_all_is_learned_again_when_the_time_has_come_and_before_anything_else():
+    weekly, enough = Trigger(min_examples=100, rebase_seconds=70, cooldown_seconds=10), Waiting(100, 99.0, 9)
+    assert due(trigger=weekly, rebased_at=30.0) == [Queue("desk", "rebase")]
+    assert due(trigger=weekly, rebased_at=30.0, waiting=enough) == [Queue("desk", "rebase")]
+    assert due(trigger=weekly, rebased_at=31.0, waiting=enough) == [Queue("desk", "examples")]
+    assert due(trigger=weekly, rebased_at=None) == due(rebased_at=0.0) == []
+    assert due(trigger=weekly, rebased_at=0.0, last_job=job(State.REJECTED, ended_at=91.0)) == []
+    assert due(trigger=weekly, rebased_at=0.0, is_training_frozen=True) == []
+
+
 def test_no_job_within_the_cooldown():
     enough = Waiting(100, 99.0, 9)
     assert due(waiting=enough, last_job=job(State.REJECTED, ended_at=91.0)) == []

@@ -30,6 +30,7 @@ STATUS = {
                     "slices": ["airline", "hotels"],
                     "scores": [[0.9, None], [0.8, 0.7]],
                     "transfer": {"average": 0.75, "backward": -0.1, "intransigence": None},
+                    "prequential": {"items": 40, "mean": 0.5, "faded": 0.6, "weight": 36.0},
                 }
             },
             "quarantine": {"held": {"contradicted": 3}},
@@ -136,6 +137,8 @@ def test_the_status_is_shown(metrics):
         'learnd_job_loss{line="desk"} 0.5',
         'learnd_champion_score{line="desk",score="exact",slice="hotels"} 0.7',
         'learnd_champion_transfer{line="desk",measure="backward",score="exact"} -0.1',
+        'learnd_prequential_score{line="desk",mean="faded",score="exact"} 0.6',
+        'learnd_prequential_score{line="desk",mean="mean",score="exact"} 0.5',
         'learnd_job_eta_seconds{line="desk"} NaN',
         'learnd_trial_weight{line="desk"} 0.25',
         'learnd_trial_log_evidence{bound="promote",line="desk"} 1.5',

@@ -45,7 +45,7 @@ QUICK = {
 }
 
 
-def write_outcome(folder, *, champion=0.0, candidate=0.8, older=None, suites=None, items=60):
+def write_outcome(folder, *, champion=0.0, candidate=0.8, older=None, suites=None, items=60, is_new=True):
     """What a job leaves: an artifact and exact-match scores of the three on the new slice, and on older ones."""
 
     def scores(share):
@@ -56,7 +56,7 @@ def write_outcome(folder, *, champion=0.0, candidate=0.8, older=None, suites=Non
         ids = [f"e{i}" for i in range(items)]
         return {"is_new": is_new, "ids": ids, "base": scores(0.0), "champion": scores(champion), "candidate": scores(candidate)}
 
-    slices = {"new": measured(True, champion, candidate)}
+    slices = {"new": measured(is_new, champion, candidate)}
     slices |= {name: measured(False, *shares) for name, shares in (older or {}).items()}
     golden = {name: {**measured(False, 1.0, share), "must_pass": [True] * items} for name, share in (suites or {}).items()}
     (folder / "artifact").mkdir(exist_ok=True)

@@ -66,7 +66,8 @@ async def test_the_status_has_what_the_screens_show(client, keeper):
 async def test_a_version_goes_live_and_back_by_hand(client, keeper):
     replica = Replica(keeper)
     await demonstrate(keeper, 60)
-    job = (await client.post(f"/api/lines/{LINE}/train")).json()
+    job = (await client.post(f"/api/lines/{LINE}/train", json={"strategy": "naive"})).json()
+    assert job["strategy"] == "naive"
     assert (await client.post(f"/api/lines/{LINE}/train")).status_code == 409
     assert (await read(client, f"/api/jobs/{job['id']}"))["line"] == LINE
     await until(keeper, [replica], lambda line: line["trial"] and line["trial"]["state"] == "canary")
@@ -146,6 +147,9 @@ async def test_a_trial_is_steered_by_hand_and_its_history_says_so(client, keeper
         ("GET", "/api/trials/nope", b"", 404, "no trial 'nope'"),
         ("GET", "/api/trials/nope/replay", b"", 404, "no trial 'nope'"),
         ("POST", "/api/lines/desk/train", b"", 409, "nothing new to learn"),
+        ("POST", "/api/lines/desk/train", b'{"strategy": "joint"}', 409, "nothing new to learn"),
+        ("POST", "/api/lines/desk/train", b'{"strategy": "ewk"}', 400, "strategy 'ewk'"),
+        ("POST", "/api/lines/desk/train", b'{"stategy": "joint"}', 400, "stategy"),
         ("POST", "/api/lines/desk/promote", b"", 409, "no candidate"),
         ("POST", "/api/lines/desk/promote", b'{"version": "v9"}', 404, "desk@v9"),
         ("POST", "/api/lines/desk/promote", b'{"versoin": "v9"}', 400, "did you mean 'version'"),

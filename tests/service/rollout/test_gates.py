@@ -189,6 +189,18 @@ def history(*evaluations):
     return found
 
 
+def test_a_re_base_must_keep_new_slices_and_old_and_need_not_gain():
+    few = part(0.5, 0.5, items=6)
+    slices = {"new": few, "old": part(0.8, 0.8, is_new=False)}
+    assert judge({"slices": slices}, GATE).outcome == "inconclusive"
+    assert judge({"slices": slices}, GATE, is_rebase=True).outcome == "pass"
+    lost = {"new": part(0.9, 0.2), "old": part(0.8, 0.8, is_new=False)}
+    assert judge({"slices": lost}, GATE, is_rebase=True).outcome == "fail"
+    assert judge({"slices": {**slices, "old": part(0.8, 0.3, is_new=False)}}, GATE, is_rebase=True).outcome == "fail"
+    assert judge({"slices": {"new": few}}, GATE, is_rebase=True).outcome == "inconclusive"
+    assert judge({"slices": {}}, GATE, is_rebase=True).outcome == "inconclusive", "nothing measured is nothing kept"
+
+
 def test_the_matrix_grows_with_each_version():
     first = {"planes": part(0.0, 0.8)}
     second = {"trains": part(0.1, 0.6), "planes": part(0.8, 0.7, is_new=False)}
