@@ -8,8 +8,8 @@ packed away has `layer.weight = None`, where vLLM then looks for a device. Norms
 threads beside a job in vllm_cpu_threads.py.
 Embedding and logits adapters are left to vLLM's code.
 
-Off with LEARND_CPU_LORA=0, on other platforms and, with a warning, under a vLLM that it was not tested with. What an int8 base needs to
-start at all, a device for layers that were packed away, is mended in any case: nothing else is changed by it.
+Off with LEARND_CPU_LORA=0, on other platforms and, with a warning, under a vLLM that it was not tested with. What an int8 base
+needs to start at all, a device for layers that were packed away, is mended in any case: nothing else is changed by it.
 """
 
 from __future__ import annotations
