@@ -1,19 +1,24 @@
-"""What a bench has measured: turns of a server under a load, and ratios of neighbouring turns."""
+"""What a bench has measured: turns of a server under a load, ratios of neighbouring turns, and which parts failed."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from _load import Turn, drive, prompts, quantile
+from _budget import Budget
+from _floor import Floor
+from _load import REPLY_TOKENS, Turn, drive, prompts, quantile
 from _servers import Server
 from rich.console import Console
 
-QUICK_SECONDS = 270
-"""With `--quick` nothing new is begun after this: what is left out is null, and the table says so."""
+Key = tuple[str, str, int]
+"""Server, load, number of clients."""
+FEW_TURNS = 2
 
 
 @dataclass
@@ -41,9 +46,16 @@ class Cell:
     load: str
     clients: int
     turns: list[Turn] = field(default_factory=list)
+    tokens: int = REPLY_TOKENS
+    """Of each reply."""
 
     def of(self, figure: Callable[[Turn], float]) -> list[float]:
         return [figure(turn) for turn in self.turns]
+
+    @property
+    def is_few(self) -> bool:
+        """Whether so little was asked that its figures are a first look."""
+        return len(self.turns) <= FEW_TURNS or self.tokens < REPLY_TOKENS
 
 
 def throughput(turn: Turn) -> float:
@@ -54,51 +66,88 @@ def ttft(turn: Turn) -> float:
     return quantile(turn.ttfts, 0.5)
 
 
+def milliseconds(seconds: float, digits: int = 0) -> str:
+    """For people; a dash where there is none."""
+    return "–" if math.isnan(seconds) else f"{1000 * seconds:.{digits}f}"
+
+
 class Bench:
     """What was measured so far; cells by server, load and number of clients."""
 
-    def __init__(self, quick: bool, console: Console) -> None:
+    def __init__(self, quick: bool, console: Console, budget: Budget | None = None, floor: Floor | None = None) -> None:
         self.quick, self.console = quick, console
-        self.cells: dict[tuple[str, str, int], Cell] = {}
+        self.budget, self.floor = budget or Budget(), floor or Floor()
+        self.cells: dict[Key, Cell] = {}
         self.notes: list[tuple[str, str]] = []
-        self.bytes: dict[str, float] = {}
-        """Of a quantized base's weights, as a share of the plain one's."""
+        self.failed: list[str] = []
+        """Parts that were not measured whole, each with its reason."""
+        self.weights: dict[str, int] = {}
+        """Bytes of the base's weights: `none`, the quantizations, and `fp32`, as Transformers holds them."""
+        self.peaks: dict[str, int] = {}
+        """Bytes of each server's process tree at most."""
         self.swap: dict[str, Any] = {}
         self.training: dict[str, Any] = {}
-        self.began = time.monotonic()
         self._asked = prompts(int(time.time()) % 10000)
 
-    def turns(self, arms: Sequence[tuple[Server, str, Sequence[str]]], clients: int, *, waves: int = 0, turns: int = 0) -> None:
-        """A B A B: each (server, load, models) in turn, the other servers stopped meanwhile."""
-        if not self.has_time(f"{arms[-1][0].name} {arms[-1][1]} c{clients}"):
-            return
-        servers = {server.name: server for server, _, _ in arms}
-        for _ in range(turns or (2 if self.quick else 4)):
-            for server, load, models in arms:
-                if len(servers) > 1:
-                    for other in servers.values():
-                        other.pause()
-                    server.resume()
-                turn = drive(server.port, models, clients, waves or (1 if self.quick else 3), self._asked)
-                self.cells.setdefault((server.name, load, clients), Cell(server.name, load, clients)).turns.append(turn)
-                server.weigh()
-                told = f"{throughput(turn):7.1f} tokens/s  TTFT p50 {ttft(turn) * 1000:6.0f} ms  {turn.seconds:5.1f} s"
-                wrong = (
-                    f"  [red]{turn.failed} failed: {next(r.error for r in turn.replies if r.error)[:150]}" if turn.failed else ""
-                )
-                self.console.print(f"  {server.name:13}{load:10} c{clients:<3}{told}{wrong}")
-        if len(servers) > 1:
-            for server in servers.values():
-                server.resume()
+    def attempt(self, part: str, work: Callable[[], None]) -> None:
+        """A part that may fail: that is said, what it did not measure is null, and the next one is begun."""
+        try:
+            self.budget.begin(part)
+            work()
+        except TimeoutError as error:
+            self.fail(part, str(error) or f"cut off after {self.budget.taken:.0f} s of the whole: its time was over")
+        except SystemExit as error:
+            self.fail(part, str(error))
+        except Exception as error:  # noqa: BLE001 - whatever it is: hours of other turns are not thrown away for it
+            self.console.print(traceback.format_exc(), markup=False)
+            self.fail(part, f"{type(error).__name__}: {error}")
 
-    def has_time(self, what: str) -> bool:
-        """Whether another part may begin; if not, that is noted."""
-        has_time = not self.quick or time.monotonic() - self.began < QUICK_SECONDS
-        if not has_time:
-            self.note(what, f"not measured: --quick begins nothing after {QUICK_SECONDS} s")
-        return has_time
+    def fail(self, part: str, reason: str) -> None:
+        """Note that a part, or a server in it, is missing."""
+        self.console.print(f"  {part} failed: {reason}", markup=False)
+        self.failed.append(f"{part}: {' '.join(reason.split())[:300]}")
 
-    def ratio(self, above: tuple[str, str, int], below: tuple[str, str, int], figure: Callable[[Turn], float]) -> Ratio:
+    def turns(
+        self,
+        arms: Sequence[tuple[Server, str, Sequence[str]]],
+        clients: int,
+        *,
+        waves: int = 0,
+        turns: int = 0,
+        tokens: int = REPLY_TOKENS,
+    ) -> None:
+        """A B A B: each (server, load, models) in turn, every other server stopped meanwhile.
+
+        At least once, and as often again as there is time; what is cut off in the middle does not count.
+        """
+        wanted, longest = turns or (2 if self.quick else 4), 0.0
+        for number in range(wanted):
+            if number and not self.budget.has_room(longest):
+                told = f"{number} of {wanted}: its time was over"
+                self.note(f"turns of {', '.join(f'{server.name} {load}' for server, load, _ in arms)}, c{clients}", told)
+                return
+            began = self.budget.taken
+            told = [self._turn(arm, clients, waves or (1 if self.quick else 3), tokens) for arm in arms]
+            for (server, load, _), turn in zip(arms, told, strict=True):  # pair by pair, or not at all
+                key = (server.name, load, clients)
+                self.cells.setdefault(key, Cell(*key, tokens=tokens)).turns.append(turn)
+            longest = max(longest, self.budget.taken - began)
+
+    def _turn(self, arm: tuple[Server, str, Sequence[str]], clients: int, waves: int, tokens: int) -> Turn:
+        server, load, models = arm
+        self.floor.give(server)
+        turn = drive(server.port, models, clients, waves, self._asked, tokens=tokens, within=self.budget.left)
+        self.weigh(server)
+        told = f"{throughput(turn):7.1f} tokens/s  TTFT p50 {milliseconds(ttft(turn)):>6} ms  {turn.seconds:5.1f} s"
+        wrong = f"  {turn.failed} failed: {next(r.error for r in turn.replies if r.error)[:150]}" if turn.failed else ""
+        self.console.print(f"  {server.name:13}{load:12} c{clients:<3}{told}{wrong}", markup=False)
+        return turn
+
+    def weigh(self, server: Server) -> None:
+        """Keep the most that it weighed so far."""
+        self.peaks[server.name] = max(server.weigh(), self.peaks.get(server.name, server.ready_bytes))
+
+    def ratio(self, above: Key, below: Key, figure: Callable[[Turn], float]) -> Ratio:
         """`figure` of one cell over that of another, pair by pair."""
         if above not in self.cells or below not in self.cells:
             return Ratio([])
@@ -107,4 +156,4 @@ class Bench:
 
     def note(self, what: str, told: str) -> None:
         self.notes.append((what, told))
-        self.console.print(f"  {what}: {told}")
+        self.console.print(f"  {what}: {told}", markup=False)

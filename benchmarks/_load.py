@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -102,14 +103,34 @@ def quantile(values: Sequence[float], q: float) -> float:
 
 
 def drive(
-    port: int, models: Sequence[str], clients: int, waves: int, asked: Iterator[str], *, tokens: int = REPLY_TOKENS
+    port: int,
+    models: Sequence[str],
+    clients: int,
+    waves: int,
+    asked: Iterator[str],
+    *,
+    tokens: int = REPLY_TOKENS,
+    within: float = math.inf,
 ) -> Turn:
-    """One turn of `clients * waves` requests, the models in turn; returns when the last reply has ended."""
-    return asyncio.run(_drive(port, models, clients, clients * waves, asked, tokens))
+    """One turn of `clients * waves` requests, the models in turn; returns when the last reply has ended.
+
+    Raises `TimeoutError` when that takes longer than `within` seconds.
+    """
+    return asyncio.run(driven(port, models, clients, waves, asked, tokens=tokens, within=within))
 
 
-async def _drive(port: int, models: Sequence[str], clients: int, number: int, asked: Iterator[str], tokens: int) -> Turn:
-    work = iter([(models[i % len(models)], next(asked)) for i in range(number)])
+async def driven(
+    port: int,
+    models: Sequence[str],
+    clients: int,
+    waves: int,
+    asked: Iterator[str],
+    *,
+    tokens: int = REPLY_TOKENS,
+    within: float = math.inf,
+) -> Turn:
+    """The same, where a loop runs already."""
+    work = iter([(models[i % len(models)], next(asked)) for i in range(clients * waves)])
     replies: list[Reply] = []
 
     async def client() -> None:
@@ -117,7 +138,8 @@ async def _drive(port: int, models: Sequence[str], clients: int, number: int, as
             replies.append(await ask(port, model, prompt, tokens))
 
     began = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(clients)))
+    async with asyncio.timeout(within):
+        await asyncio.gather(*(client() for _ in range(clients)))
     return Turn(replies, time.perf_counter() - began)
 
 
@@ -150,7 +172,7 @@ async def ask(port: int, model: str, prompt: str, tokens: int = REPLY_TOKENS) ->
             await _exchange(port, json.dumps(body).encode(), reply)
         if not reply.error and not reply.at:
             reply.error = "no text"
-    except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError) as error:
+    except (OSError, ValueError, LookupError, TimeoutError, asyncio.IncompleteReadError) as error:
         reply.error = repr(error)
     reply.ended = time.perf_counter()
     return reply

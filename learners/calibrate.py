@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learners import compressed
+from learners.quality import Quality
 from learners.quantize import SCHEMES, Quantized, Scheme, fake_int8, gptq
 from learners.smooth import smooth
 
@@ -36,23 +35,6 @@ Round = Callable[[torch.Tensor, torch.Tensor, Scheme], Quantized]
 
 class TooCoarse(Exception):
     """The quantized base cannot be used; the message says why and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """The quantized base against the base, on held-out text."""
-
-    perplexity_base: float
-    perplexity: float
-    kl: float
-    """Mean Kullback–Leibler divergence of the next token's distribution from the base's, nats per token."""
-    bytes_base: int
-    bytes_quantized: int
-    """Of the weights' files."""
-
-    def __str__(self) -> str:
-        size = f"{self.bytes_quantized / 2**20:.0f} MiB ({self.bytes_quantized / self.bytes_base:.2f} of the base)"
-        return f"perplexity {self.perplexity_base:.2f} → {self.perplexity:.2f}, KL {self.kl:.4f} nats per token, {size}"
 
 
 @torch.no_grad()
@@ -78,8 +60,7 @@ def quantize(source: Path, folder: Path, name: str, say: Say = lambda _: None, r
             f"{name} changes this base too much: {quality}; at most {scheme.max_kl} nats are allowed. "
             f"Set base.quantization = {'none' if name == 'int8' else 'int8'!r}, or take a larger base: they lose less"
         )
-    report = {"scheme": name, "texts": {"length": LENGTH, "calibration": CALIBRATION, "held_out": HELD_OUT}, **asdict(quality)}
-    (folder / compressed.REPORT).write_text(json.dumps(report, indent=1))
+    quality.write(folder, {"scheme": name, "texts": {"length": LENGTH, "calibration": CALIBRATION, "held_out": HELD_OUT}})
     return quality
 
 

@@ -20,8 +20,6 @@ from transformers import AutoConfig
 from learners.quantize import SCHEMES, Quantized, Scheme, pack, unpack
 
 WEIGHTS = "model.safetensors"
-REPORT = "quantization.json"
-"""What was measured when the checkpoint was made; it lies beside the weights."""
 NOT_COPIED = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".gguf")
 FORMATS = {"int8": "int-quantized", "int4": "pack-quantized"}
 

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -67,7 +68,7 @@ def serve(settings: Settings) -> None:
             ending.callback(deployments.stop_cluster, settings)
             deployments.start_cluster(settings)
             take_signals()  # again: Ray takes SIGTERM for itself, and would abort us three seconds after one
-            base = deployments.prepare(settings)
+            base = deployments.prepare(settings, partial(console.print, markup=False))
             console.print(f"base {settings.base.served_name} · weights {base.weights_digest[:12]} · {base.path}")
             keeper = deployments.start_keeper(settings, base)
             ending.callback(deployments.stop_keeper, keeper, drain)

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +23,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.serve.config import HTTPOptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from learners.base import BaseMissing, BaseModel, refuse_another
-from learners.base import prepare as prepare_base
+from learners.base import BaseMissing, BaseModel, preparing, refuse_another
 from service.api import build
 from service.artifacts import validator
 from service.engines.base import Engine
@@ -78,19 +78,27 @@ def _cpus_needed(settings: Settings) -> int:
 
 
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator] # ray is untyped
-def _prepare(source: str, quantization: str, versions: Path) -> BaseModel:
-    base = prepare_base(source, quantization=quantization)
-    refuse_another(base, versions)
-    return base
+def _prepare(source: str, quantization: str, versions: Path) -> Iterator[str | BaseModel]:
+    for told in preparing(source, quantization):
+        if isinstance(told, BaseModel):
+            refuse_another(told, versions)
+        yield told
 
 
-def prepare(settings: Settings) -> BaseModel:
-    """The base of all versions so far, made ready where the replicas run and not in this process, which stays small."""
+def prepare(settings: Settings, say: Callable[[str], None]) -> BaseModel:
+    """The base of all versions so far, made ready where the replicas run and not in this process, which stays small.
+
+    Quantizing takes minutes, so `say` is told of each step. Raises `BaseUnavailable`.
+    """
     try:
-        asked = _prepare.remote(settings.base.source, settings.base.quantization, settings.data_dir / "versions")
-        return ray.get(asked)  # type: ignore[no-any-return] # ray is untyped
+        for step in _prepare.remote(settings.base.source, settings.base.quantization, settings.data_dir / "versions"):
+            told: str | BaseModel = ray.get(step)
+            if isinstance(told, BaseModel):
+                return told
+            say(told)
     except RayTaskError as error:
         raise BaseUnavailable(str(error.cause)) if isinstance(error.cause, BaseMissing) else error.cause from None
+    raise BaseUnavailable("preparing the base ended without a base: see Ray's logs of this session")
 
 
 # The keeper.

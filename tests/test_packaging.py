@@ -1,9 +1,14 @@
 """The package as it is installed: its names, its pins, its private classifier."""
 
 import importlib.metadata
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -33,6 +38,29 @@ def test_both_variants_pin_everything_and_agree_on_the_big_ones():
 def test_the_vllm_plugin_is_registered():
     names = {point.name for point in importlib.metadata.entry_points(group="vllm.general_plugins")}
     assert "learnd_cpu_lora" in names
+
+
+def test_the_vllm_plugin_s_entry_point_does_its_work():
+    """In a process of its own, as vLLM calls it: one whose import fails is only logged there, and the slow kernels serve."""
+    code = """
+import importlib.metadata
+[point] = importlib.metadata.entry_points(group="vllm.general_plugins", name="learnd_cpu_lora")
+point.load()()
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+from vllm.lora.layers.utils import _get_lora_device
+from vllm.platforms import current_platform
+print(current_platform.is_cpu(), current_platform.get_punica_wrapper())
+print(BaseLinearLayerWithLoRA.create_lora_weights.__module__, _get_lora_device.__module__)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "LEARND_CPU_LORA"}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kernels, mended = done.stdout.splitlines()[-2:]
+    if not kernels.startswith("True "):
+        pytest.skip("this vLLM is for another platform, which the plug-in leaves alone")
+    assert kernels == "True service.engines.vllm_cpu.GroupedPunicaWrapper", "is this vLLM in TESTED_VERSIONS?"
+    assert mended == "service.engines.vllm_cpu service.engines.vllm_cpu"
 
 
 def test_extras():

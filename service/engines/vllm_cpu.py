@@ -8,7 +8,8 @@ packed away has `layer.weight = None`, where vLLM then looks for a device. Norms
 threads beside a job in vllm_cpu_threads.py.
 Embedding and logits adapters are left to vLLM's code.
 
-Off with LEARND_CPU_LORA=0, on other platforms and, with a warning, under a vLLM that it was not tested with.
+Off with LEARND_CPU_LORA=0, on other platforms and, with a warning, under a vLLM that it was not tested with. What an int8 base
+needs to start at all, a device for layers that were packed away, is mended in any case: nothing else is changed by it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ log = logging.getLogger("vllm.learnd_cpu_lora")
 
 def register() -> None:
     """Put the grouped kernels in place of vLLM's; calling it again changes nothing."""
-    if os.environ.get(SWITCH, "1") == "0" or not current_platform.is_cpu():
+    if not current_platform.is_cpu():
+        return
+    _find_packed_layers()
+    if os.environ.get(SWITCH, "1") == "0":
         return
     if not vllm.__version__.startswith(TESTED_VERSIONS):
         log.warning("learnd's CPU LoRA kernels are untested with vLLM %s: its own, slower ones serve", vllm.__version__)
@@ -52,7 +56,6 @@ def register() -> None:
     type(current_platform).get_punica_wrapper = classmethod(lambda _: kernels)
     use_kernels()
     leave_cores()
-    _find_packed_layers()
     for layer in (BaseLinearLayerWithLoRA, MergedColumnParallelLinearWithLoRA):
         _fuse_storage_of(layer)
 
@@ -187,6 +190,8 @@ def _fuse_storage_of(kind: Any) -> None:
 def _find_packed_layers() -> None:
     from vllm.lora.layers import base_linear, utils
 
+    if not hasattr(utils, "_get_lora_device"):
+        return  # another vLLM, which asks elsewhere: what is not known cannot be mended
     found = utils._get_lora_device  # noqa: SLF001 - the very function that is mended
     if found.__module__ == __name__:
         return

@@ -56,6 +56,29 @@ async def test_a_stream_without_its_end_has_failed():
     assert (await asked(200, events(WORDS, ends=False))).error == "the stream broke off"
 
 
+async def silent(reader, writer):
+    """Takes a request and says nothing until the client has gone."""
+    while await reader.read(1000):
+        pass
+    writer.close()
+
+
+async def test_a_turn_that_takes_too_long_is_cut_off():
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(TimeoutError):
+            await load.driven(port, ["m"], 2, 1, load.prompts(0), tokens=3, within=0.05)
+
+
+async def test_a_server_that_hangs_up_without_a_word_is_an_error_and_no_exception():
+    async def hangs_up(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(hangs_up, "127.0.0.1", 0) as server:
+        assert (await load.ask(server.sockets[0].getsockname()[1], "m", "hello")).error
+
+
 async def test_a_refusal_has_failed():
     assert (await asked(503, b"busy")).error.startswith("http_503")
 

@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from learners import adapter, calibrate, compressed
 from learners import base as bases
-from learners.base import BaseMissing, adaptable_modules, prepare
+from learners.base import BaseMissing, adaptable_modules, is_quantized, prepare, preparing
 from learners.calibrate import TooCoarse, quantize
+from learners.quality import Quality
 from learners.quantize import SCHEMES, round_to_nearest
 
 BOTH = pytest.mark.parametrize("name", SCHEMES)
@@ -95,7 +96,25 @@ def test_it_is_made_once_and_pinned(base, tmp_path, name):
     assert first.digests["template"] == base.digests["template"]
     told.clear()
     assert prepare(str(base.path), tmp_path, told.append, quantization=name) == first
-    assert told == []
+    assert told == [f"{name}: {Quality.read(first.path)}"], "what it loses is said each time"
+    assert "KL" in told[0]
+    assert is_quantized(base, name, tmp_path)
+    assert not is_quantized(base, name, tmp_path / "elsewhere")
+    (first.path / "quantization.json").write_text("{")
+    prepare(str(base.path), tmp_path, told.append, quantization=name)
+    assert "cannot be read" in told[-1], "a damaged report keeps nobody from serving"
+
+
+def test_each_step_is_told_while_it_is_made_and_the_base_at_the_end(base, tmp_path):
+    steps = list(preparing(str(base.path), "int8", tmp_path))
+    assert steps[-1] == prepare(str(base.path), tmp_path, quantization="int8")
+    assert "int8: layer 2 of 2" in steps
+    assert f"int8: {Quality.read(steps[-1].path)}" in steps
+
+
+def test_what_goes_wrong_comes_after_what_was_said(tmp_path):
+    with pytest.raises(BaseMissing, match="there is no folder"):
+        list(preparing("/nowhere", "int8", tmp_path))
 
 
 def test_what_is_quantized_is_not_quantized_again(base, tmp_path):

@@ -1,5 +1,6 @@
 """Who computes on this machine is known to others, and forgotten with its process."""
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -31,6 +32,23 @@ def test_cores_are_wanted_while_anybody_computes():
             assert cores.are_wanted()
         assert cores.are_wanted()
     assert not cores.are_wanted()
+
+
+@pytest.mark.parametrize("call", ["fcntl", "flock"])
+def test_looks_at_the_same_moment_do_not_take_each_other_for_a_job(monkeypatch, call):
+    ask, found = getattr(fcntl, call), []
+
+    def another_looks_meanwhile(*arguments):
+        told = ask(*arguments)
+        if not found:
+            found.append("looking")
+            found.append(cores.are_wanted())  # while the first look still has its file open, and what it may hold of it
+        return told
+
+    cores._lock().touch()
+    monkeypatch.setattr(fcntl, call, another_looks_meanwhile)
+    assert not cores.are_wanted()
+    assert found in ([], ["looking", False])
 
 
 def test_a_job_that_is_killed_wants_nothing_any_more():

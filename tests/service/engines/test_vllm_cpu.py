@@ -245,19 +245,28 @@ def test_layers_keep_their_slices_in_one_storage(platform, kind):
     assert layer.lora_b_stacked.whole.sum() == WIDTHS[1] * RANK  # nothing else was touched
 
 
-def test_layers_that_were_packed_away_are_on_the_cpu(platform):
+@pytest.mark.parametrize(("switch", "version"), [("1", "0.32.0"), ("0", "0.32.0"), ("1", "9.9.9")])
+def test_layers_that_were_packed_away_are_on_the_cpu_with_and_without_our_kernels(platform, monkeypatch, switch, version):
+    monkeypatch.setenv(vllm_cpu.SWITCH, switch)
+    monkeypatch.setattr(vllm_cpu.vllm, "__version__", version)
     register()
     layer = torch.nn.Linear(2, 2)
-    assert utils._get_lora_device(layer) == layer.weight.device
+    assert utils._get_lora_device(layer) == base_linear._get_lora_device(layer) == layer.weight.device
     layer.weight = None
-    assert utils._get_lora_device(layer) == torch.device("cpu")
+    assert utils._get_lora_device(layer) == base_linear._get_lora_device(layer) == torch.device("cpu")
 
 
-def test_the_switch_leaves_vllm_alone(platform, monkeypatch):
+def test_a_vllm_without_that_function_is_left_alone(platform, monkeypatch):
+    monkeypatch.setenv(vllm_cpu.SWITCH, "0")
+    monkeypatch.delattr(utils, "_get_lora_device")
+    register()
+    assert not hasattr(utils, "_get_lora_device")
+
+
+def test_the_switch_leaves_vllm_s_kernels_alone(platform, monkeypatch):
     monkeypatch.setenv(vllm_cpu.SWITCH, "0")
     register()
     assert platform.get_punica_wrapper() == "vllm's own"
-    assert utils._get_lora_device is own_device
     assert RMSNorm.forward_cpu is SiluAndMul.forward_cpu is own_forward
 
 
@@ -265,6 +274,7 @@ def test_other_platforms_are_left_alone(platform, monkeypatch):
     monkeypatch.setattr(type(platform), "is_cpu", lambda _: False)
     register()
     assert platform.get_punica_wrapper() == "vllm's own"
+    assert utils._get_lora_device is own_device
 
 
 def test_an_untested_vllm_is_left_alone_and_said(platform, monkeypatch, caplog):
