@@ -8,7 +8,7 @@ import structlog
 
 from replay import ledger, opinions
 from replay.records import Arm
-from service import jobs, registry, transitions
+from service import audit, jobs, registry, status, transitions
 from service.errors import Conflict, NotFound, StorageFailed
 from service.rollout import trials
 from service.rollout.controller import Move
@@ -294,6 +294,9 @@ class TestJobs:
         world.demonstrate(40)
         world.until(lambda w: w.job is not None and not w.job.is_open)
         assert (world.job.state, world.job.verdict["outcome"]) == (jobs.State.REJECTED, "inconclusive")
+        (again,) = world.read(lambda conn: status.replay(conn, "desk-job1"))
+        assert (again["recorded"], again["is_same"]) == (world.job.reason, True)
+        assert world.read(audit.verify).broken is None
 
     def test_by_hand_it_needs_something_new(self, world):
         with pytest.raises(Conflict, match="nothing new"):
