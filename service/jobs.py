@@ -42,6 +42,8 @@ _job = Table(
 Index("job_open", _job.c.line, unique=True, sqlite_where=_job.c.ended_at.is_(None))
 
 
+LATEST = 24
+"""Ends that bear on the next job: a pause of a second is doubled to a day by 17 setbacks."""
 BISECT = "bisect"
 """The trigger of a job that no version comes of."""
 
@@ -185,6 +187,12 @@ def of(conn: Connection, line: str | None = None) -> list[Job]:
     """Jobs of a line, or all, newest first."""
     query = select(_job) if line is None else select(_job).where(_job.c.line == line)
     return [_as_job(row) for row in conn.execute(query.order_by(_job.c.seq.desc())).mappings()]
+
+
+def rejections(conn: Connection, line: str, limit: int = LATEST) -> list[tuple[float, str]]:
+    """When a line's latest candidates were rejected before any trial, newest first; jobs of a search have none."""
+    query = select(_job.c.ended_at).where(_job.c.line == line, _job.c.state == State.REJECTED, _job.c.trigger != BISECT)
+    return [(at, State.REJECTED) for at in conn.scalars(query.order_by(_job.c.seq.desc()).limit(limit))]
 
 
 def judged(conn: Connection, line: str) -> list[frozenset[str]]:

@@ -37,7 +37,7 @@ BACKOFF_SECONDS = (1.0, 300.0)
 PER_READ = 100
 OF_EACH = frozenset(verdicts.KINDS)
 """Kinds that stand beside another record of the same deed, which is told."""
-BY_KIND: dict[str, Notice] = {"version_made": "pre-rollout", "rolled_back": "rollback"}
+BY_KIND: dict[str, Notice] = {"version_made": "pre-rollout", "rolled_back": "rollback", "rollback_blocked": "event"}
 BY_STAGE: dict[Stage, Notice] = {
     **dict.fromkeys(Stage, "rollout"),
     Stage.ROLLING_BACK: "rollback",

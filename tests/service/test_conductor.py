@@ -238,6 +238,22 @@ class TestFromFeedbackToChampion:
         assert ended(world, steps=60, customers=20, seconds=20).stage is Stage.EXPIRED
         assert world.champion is None
 
+    def test_after_each_setback_in_a_row_the_next_job_waits_twice_as_long(self, make):
+        world = make({"lines": {LINE: {**QUICK["lines"][LINE], "trigger": {"min_examples": 40, "cooldown_seconds": 20}}}})
+        world.outcome["candidate"] = 0.0  # the gate rejects it
+        world.demonstrate(40)
+        world.until(lambda w: w.job is not None and not w.job.is_open)
+        first = world.job.ended_at
+        world.outcome["candidate"], world.refused = 0.8, {"desk@v1": "noop_adapter"}
+        world.demonstrate(40)
+        world.until(lambda w: w.job.id == "desk-job2")
+        assert world.job.created_at - first == 40
+        second = ended(world).ended_at
+        world.demonstrate(40)
+        world.crash()
+        world.until(lambda w: w.job.id == "desk-job3")
+        assert world.job.created_at - second == 80
+
     def test_an_index_that_expired_is_used_up_even_over_a_crash(self, world):
         world.demonstrate(40)
         assert ended(world, steps=60, seconds=20).fdr_index == 1
