@@ -36,8 +36,8 @@ class ProbeResult:
 
     ok: bool
     reason: str | None = None
-    """None when ok, else `artifact_invalid`, `fingerprint_invalid`, `load_failed`, `noop_adapter`, `fingerprint_mismatch`, or
-    `not_finite`."""
+    """None when ok, else `artifact_invalid`, `fingerprint_invalid`, `id_reused`, `load_failed`, `noop_adapter`,
+    `fingerprint_mismatch`, or `not_finite`."""
     distance_to_fingerprint: float | None = None
     distance_to_base: float | None = None
     agreement: float | None = None
