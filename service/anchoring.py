@@ -11,10 +11,10 @@ from dataclasses import asdict
 from sqlalchemy import Connection
 
 from replay import ledger
-from service import registry, transitions
+from service import audit, registry, transitions
 from service.errors import Conflict, NotFound
 from service.journal import Journal, Json
-from service.rollout import anchor, controller, watches
+from service.rollout import anchor, controller, verdicts, watches
 from service.rollout.anchor import Sight, Step, Watch
 from service.router import ReplicaReport
 from service.settings import Anchor, Metric, Settings
@@ -49,11 +49,11 @@ class Anchoring:
             return watch, self._see(conn, watch, replicas, now, is_due=is_due)
 
         watch, sight = self._journal.do(load)
-        if sight.outcomes is not None:
+        if sight.sample is not None:
             self._looked_at[line] = now
         step = anchor.judge(watch, sight, policy)
         if step is not None:
-            self._apply(watch, step)
+            self._apply(watch, sight, step)
         return [] if step is None or step.does == "note" else [step]
 
     def watched(self, conn: Connection) -> dict[str, registry.Watched]:
@@ -98,7 +98,7 @@ class Anchoring:
             champion=champion,
             is_held=bool(replicas) if name is None else controller.is_held(name, replicas),
             is_refused=name is not None and controller.refusal(name, replicas) is not None,
-            outcomes=tuple(self._units(conn, watch, now)) if is_due else None,
+            sample=anchor.sample(self._units(conn, watch, now)) if is_due else None,
         )
 
     def _units(self, conn: Connection, watch: Watch, now: float) -> list[ledger.UnitOutcome]:
@@ -107,7 +107,7 @@ class Anchoring:
         how = {"reward": controller.reward(metric), "arms": anchor.ARMS}
         return ledger.outcomes(conn, watch.name, asked, metric.window_seconds, now, **how)  # type: ignore[arg-type]
 
-    def _apply(self, watch: Watch, step: Step) -> None:
+    def _apply(self, watch: Watch, sight: Sight, step: Step) -> None:
         if step.does == "note":
             self._journal.do(lambda conn: watches.take(conn, watch, step, 0.0))
             return
@@ -115,6 +115,9 @@ class Anchoring:
         def deed(conn: Connection, now: float) -> tuple[Watch, Json]:
             after = watches.take(conn, watch, step, now)
             told = {"does": step.does, "round": after.name, "anchor": watch.anchor, "champion": watch.champion or step.champion}
+            if step.does in {"alarm", "revert"}:
+                record = verdicts.record_anchor(watch, sight, self._policy(watch.line), step)
+                audit.tell(conn, now, watch.line, "anchor_verdict", record)
             if step.does == "revert":
                 transitions.go_back(conn, watch.line, watch.anchor, now, step.reason, asdict(step.seen))
             return after, {**told, "reason": step.reason, "log_evidence": step.seen.log, "blocks": step.seen.blocks}

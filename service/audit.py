@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,6 +75,12 @@ def events(conn: Connection, line: str, kind: str | None = None) -> list[Json]:
     """What was done on a line, oldest first; of one kind, when it is given."""
     query = select(_event).where(_event.c.line == line).order_by(_event.c.seq)
     rows = conn.execute(query if kind is None else query.where(_event.c.kind == kind)).mappings()
+    return [{**row, "body": json.loads(row["body"])} for row in rows]
+
+
+def of_kinds(conn: Connection, kinds: Iterable[str]) -> list[Json]:
+    """What was done on all lines, oldest first, of these kinds."""
+    rows = conn.execute(select(_event).where(_event.c.kind.in_(kinds)).order_by(_event.c.seq)).mappings()
     return [{**row, "body": json.loads(row["body"])} for row in rows]
 
 

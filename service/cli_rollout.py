@@ -89,15 +89,15 @@ def anchor(
 
 @rollout_commands.command()
 def replay(
-    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="Such as support-trial3.")],
+    what: Annotated[str, typer.Argument(metavar="ID", help="Such as support-trial3, support-job7, support@v7, or a line.")],
     as_json: AsJson = False,
     url: Url = None,
     key: ApiKey = None,
     config: Config = None,
 ) -> None:
-    """Decide each verdict of a trial again, from what was recorded; status 1 when one differs."""
+    """Decide each verdict on a trial, job, version, anchor's round or line again, as recorded; status 1 when one differs."""
     with client(url, key, config) as daemon:
-        said = daemon.get(f"/api/trials/{trial}/replay")
+        said = daemon.get(f"/api/replay/{what}")
     if as_json:
         print_json(said)
     for one in () if as_json else said["data"]:

@@ -20,7 +20,7 @@ from learners.base import BaseModel
 from replay import ledger
 from replay.records import Arm
 from replay.writer import Writer
-from service import bisecting, comparing, drift, jobs, queueing, registry, switch, transitions
+from service import bisecting, comparing, decisions, drift, jobs, queueing, registry, switch, transitions
 from service.anchoring import Anchoring
 from service.bisecting import Bisecting
 from service.decisions import Action, Advance, Assess, Fail, JobState, Launch, Note, Queue, Retry, Snapshot, Swapped, decide
@@ -204,6 +204,7 @@ class Conductor:
             drifted_at=drift.last_worse(conn, line) if self._line(line).drift.is_trigger else None,
             drift_examples=self._line(line).drift.min_examples,
             rebased_at=queueing.rebased_at(conn, self._line(line), line),
+            setbacks=decisions.in_a_row([*jobs.rejections(conn, line), *trials.ends(conn, line)]),
             unswapped=crowned if crowned and crowned.swap_seconds is None else None,
         )
 
@@ -257,8 +258,10 @@ class Conductor:
                 self._advance(action)
             case Note(trial, evidence):
                 self._journal.do(lambda conn: trials.note(conn, trial.id, evidence))
-            case Swapped():
-                self._swapped(action)
+            case decisions.Blocked(trial, why):
+                self._journal.record(decisions.BLOCKED, trial.line, lambda conn, _: trials.told(trials.remark(conn, trial, why)))
+            case Swapped(change, seconds):
+                self._journal.record("swapped", change.line, lambda conn, _: transitions.swap(conn, change, seconds))
             case _:
                 assert_never(action)
 
@@ -276,16 +279,6 @@ class Conductor:
             return trials.told(transitions.advance(conn, due.trial, due.move, now, due.said))
 
         self._journal.record(kind, due.trial.line, deed)
-
-    def _swapped(self, due: Swapped) -> None:
-        waited = due.change.feedback_to_live_seconds
-        told = {"champion": due.change.target, "swap_seconds": due.seconds, "feedback_to_live_seconds": waited}
-
-        def deed(conn: Connection, _: float) -> tuple[None, Json]:
-            registry.swapped(conn, due.change.id, due.seconds)
-            return None, told
-
-        self._journal.record("swapped", due.change.line, deed)
 
     def _line(self, line: str) -> Line:
         try:

@@ -7,16 +7,17 @@ actions, and each action is applied in one transaction, so a conductor that dies
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Literal
 
 from replay.ledger import Waiting
 from service.jobs import Job, State
 from service.registry import Change
-from service.rollout.controller import Judgement, Look, Move, judge
+from service.rollout.controller import Judgement, Look, Move, judge, verdict
 from service.rollout.evidence import Evidence
-from service.rollout.stages import Trial
+from service.rollout.stages import Stage, Trial
 from service.router import ReplicaReport
 from service.settings import Trigger
 
@@ -24,6 +25,11 @@ MIN_AGED = 16
 """Fewer examples than this are not worth a job, however old they are."""
 
 NOTHING = Waiting(0, None, 0)
+DAY = 86_400.0
+"""The longest pause that setbacks make, in seconds."""
+BLOCKED = "rollback_blocked"
+"""Why a trial stays in its bake although harm is shown: also the first word of its reason, so that it is told once."""
+_SETBACKS = frozenset({Stage.REJECTED, Stage.ROLLED_BACK})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,15 @@ class JobState:
 
     state: Literal["unknown", "running", "done", "died"]
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Setbacks:
+    """A line's latest candidates, one after the other, that were rejected or rolled back."""
+
+    count: int = 0
+    at: float | None = None
+    """When the last of them was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +77,7 @@ class Snapshot:
     """How many fresh examples such a job needs."""
     rebased_at: float | None = None
     """Since when the line waits to learn all again from the base; None: it need not, or could not."""
+    setbacks: Setbacks = Setbacks()
     unswapped: Change | None = None
     """The last change of champion, until every replica routes by it."""
 
@@ -122,6 +138,14 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocked:
+    """Tell, once, that a trial is to be rolled back and cannot be."""
+
+    trial: Trial
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Swapped:
     """Every replica routes by a change of champion."""
 
@@ -129,7 +153,7 @@ class Swapped:
     seconds: float
 
 
-Action = Queue | Launch | Retry | Fail | Assess | Advance | Note | Swapped
+Action = Queue | Launch | Retry | Fail | Assess | Advance | Note | Blocked | Swapped
 
 
 def decide(snapshot: Snapshot) -> list[Action]:
@@ -158,7 +182,8 @@ def due(snapshot: Snapshot) -> Literal["rebase", "examples", "age", "drift"] | N
     A re-base comes first, since it is rare and takes what is fresh too: on a busy line it would never be its turn.
     """
     trigger, waiting, last = snapshot.trigger, snapshot.waiting, snapshot.last_job
-    if last is not None and last.ended_at is not None and snapshot.now < last.ended_at + trigger.cooldown_seconds:
+    ended_at = max((at for at in (last.ended_at if last else None, snapshot.setbacks.at) if at is not None), default=None)
+    if ended_at is not None and snapshot.now < ended_at + pause(trigger, snapshot.setbacks):
         return None
     if snapshot.rebased_at is not None and 0 < trigger.rebase_seconds <= snapshot.now - snapshot.rebased_at:
         return "rebase"
@@ -169,6 +194,17 @@ def due(snapshot: Snapshot) -> Literal["rebase", "examples", "age", "drift"] | N
         return "age"
     is_new = snapshot.drifted_at is not None and (last is None or snapshot.drifted_at > last.created_at)
     return "drift" if is_new and waiting.count >= snapshot.drift_examples else None
+
+
+def pause(trigger: Trigger, setbacks: Setbacks) -> float:
+    """Seconds before the next job by itself: the cool-down, doubled by each setback in a row, up to a day."""
+    return min(trigger.cooldown_seconds * 2.0**setbacks.count, max(trigger.cooldown_seconds, DAY))
+
+
+def in_a_row(ends: Iterable[tuple[float, str]]) -> Setbacks:
+    """Count the setbacks since a candidate last ended otherwise, from when and how each ended, in any order."""
+    times = [at for at, _ in takewhile(lambda end: end[1] in _SETBACKS, sorted(ends, reverse=True))]
+    return Setbacks(len(times), times[0] if times else None)
 
 
 def _job(job: Job, snapshot: Snapshot) -> Action | None:
@@ -189,8 +225,21 @@ def _trial(trial: Trial, look: Look) -> Iterator[Action]:
     said = judge(trial, look)
     if said.move is not None:
         yield Advance(trial, said.move, said)
-    elif said.evidence is not None and said.evidence.adds_to(look.last):
+        return
+    if (why := _blocked(trial, said)) and not trial.reason.startswith(BLOCKED):
+        yield Blocked(trial, why)
+    if said.evidence is not None and said.evidence.adds_to(look.last):
         yield Note(trial, said.evidence)
+
+
+def _blocked(trial: Trial, said: Judgement) -> str | None:
+    """Why a trial that is to be rolled back is not: the champion before, which would answer again, is not held everywhere."""
+    if trial.stage is not Stage.BAKE or said.facts.is_way_back_held:
+        return None
+    move = verdict(trial, replace(said.facts, is_way_back_held=True)).move
+    if move is None or move.to is not Stage.ROLLING_BACK:
+        return None
+    return f"{BLOCKED}: {trial.champion} is not held by every replica; {move.reason}"
 
 
 def _swap(snapshot: Snapshot) -> Iterator[Action]:

@@ -108,8 +108,8 @@ class KeeperDoor(Protocol):
     async def trial(self, trial_id: str) -> Json:
         """One trial with the `history` of its evidence; raises `NotFound`."""
 
-    async def replay(self, trial_id: str) -> list[Json]:
-        """Each recorded verdict of a trial, decided again; raises `NotFound`."""
+    async def replay(self, what: str) -> list[Json]:
+        """Each recorded verdict on a trial, job, version, round of an anchor, or line, decided again; raises `NotFound`."""
 
     async def audit(self) -> Json:
         """Whether the chained log is whole, and the first record that is not as it was written."""

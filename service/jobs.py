@@ -49,6 +49,8 @@ _WHOLE = select(_job, _way.c.strategy).outerjoin(_way, _way.c.job == _job.c.id)
 Index("job_open", _job.c.line, unique=True, sqlite_where=_job.c.ended_at.is_(None))
 
 
+LATEST = 24
+"""Ends that bear on the next job: a pause of a second is doubled to a day by 17 setbacks."""
 BISECT, REBASE = "bisect", "rebase"
 """The triggers of a job that no version comes of, and of one that learns all that the line remembers again, from the base."""
 
@@ -217,6 +219,12 @@ def newest_version(conn: Connection, line: str, strategy: str) -> str | None:
     by_it = select(_job.c.version).join(_way, _way.c.job == _job.c.id).where(_job.c.line == line, _way.c.strategy == strategy)
     found: str | None = conn.scalar(by_it.where(_job.c.version.is_not(None)).order_by(_job.c.seq.desc()).limit(1))
     return found
+
+
+def rejections(conn: Connection, line: str, limit: int = LATEST) -> list[tuple[float, str]]:
+    """When a line's latest candidates were rejected before any trial, newest first; jobs of a search have none."""
+    query = select(_job.c.ended_at).where(_job.c.line == line, _job.c.state == State.REJECTED, _job.c.trigger != BISECT)
+    return [(at, State.REJECTED) for at in conn.scalars(query.order_by(_job.c.seq.desc()).limit(limit))]
 
 
 def judged(conn: Connection, line: str) -> list[frozenset[str]]:

@@ -140,9 +140,9 @@ class RemoteKeeper(KeeperDoor):
         """See `KeeperDoor.trial`."""
         return await self._call("trial", trial_id)  # type: ignore[no-any-return]
 
-    async def replay(self, trial_id: str) -> list[Json]:
+    async def replay(self, what: str) -> list[Json]:
         """See `KeeperDoor.replay`."""
-        return await self._call("replay", trial_id)  # type: ignore[no-any-return]
+        return await self._call("replay", what)  # type: ignore[no-any-return]
 
     async def audit(self) -> Json:
         """See `KeeperDoor.audit`."""

@@ -62,6 +62,8 @@ class Residency:
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._target = Desired(number=-1)
         self._held: dict[str, Resident] = {}
+        self._ids: dict[int, str] = {}
+        """Whose each id was that the engine has ever seen."""
         self._verdicts: dict[str, ProbeResult] = {}
         self._inflight: Counter[str] = Counter()
         self._unanswerable: frozenset[str] = frozenset()
@@ -151,6 +153,9 @@ class Residency:
             return self._told(version, ProbeResult(ok=False, reason="artifact_invalid", detail=error.message))
         except (OSError, ValueError, KeyError, TypeError) as error:
             return self._told(version, ProbeResult(ok=False, reason="fingerprint_invalid", detail=str(error)))
+        if (known := self._ids.setdefault(version.int_id, version.name)) != version.name:
+            detail = f"id {version.int_id} was that of {known}: prefix caches would answer from its weights, which no probe sees"
+            return self._told(version, ProbeResult(ok=False, reason="id_reused", detail=detail))
         try:
             with self._notes.noted(version.name, self._replica):
                 verdict = await self._load(version, fingerprint)

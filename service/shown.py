@@ -50,9 +50,9 @@ class Shown(KeeperDoor):
         """See `KeeperDoor.trial`."""
         return await self._storage.do(lambda conn: status.trial(conn, trial_id))
 
-    async def replay(self, trial_id: str) -> list[Json]:
+    async def replay(self, what: str) -> list[Json]:
         """See `KeeperDoor.replay`."""
-        return await self._storage.do(lambda conn: status.replay(conn, trial_id))
+        return await self._storage.do(lambda conn: status.replay(conn, what))
 
     async def verdicts(self, line: str) -> list[Json]:
         """See `KeeperDoor.verdicts`."""

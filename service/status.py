@@ -17,6 +17,7 @@ from learners.matrix import History
 from replay import ledger, memory, opinions, quarantine
 from replay.records import FeedbackStatus, asked_digest
 from service import audit, bisecting, comparing, drift, jobs, queueing, registry, switch
+from service.errors import NotFound
 from service.replicas import Seen
 from service.rollout import anchor, trials, verdicts, watches
 from service.rollout.evidence import Evidence
@@ -101,10 +102,15 @@ def trial(conn: Connection, identity: str) -> Json:
     return {**shown, "history": [trials.look_as_json(look) for look in looks]}
 
 
-def replay(conn: Connection, identity: str) -> list[Json]:
-    """Every recorded verdict of a trial, oldest first, with what its recorded counts give now."""
-    line = trials.get(conn, identity).line
-    told = [event for event in audit.events(conn, line, "verdict") if event["body"]["trial"]["id"] == identity]
+def replay(conn: Connection, what: str) -> list[Json]:
+    """Every recorded verdict on a trial, job, version, round of an anchor, or line, oldest first, and what its facts give now.
+
+    Raises `NotFound` when there is none, and no such trial.
+    """
+    every = audit.of_kinds(conn, verdicts.KINDS)
+    told = [one for one in every if what == one["line"] or what in verdicts.names(one["body"])]
+    if not told and all(trial.id != what for trial in trials.of(conn)):
+        raise NotFound(f"no trial {what!r}, and no job, version, line or anchor's round of that name with a verdict")
     return [{"seq": one["seq"], "at": one["at"], **asdict(verdicts.replay(one["body"]))} for one in told]
 
 

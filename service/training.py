@@ -21,12 +21,12 @@ from replay import general, ledger, memory, opinions
 from replay.buffer import fill
 from replay.mixture import drawn_in_all
 from replay.records import Example, Message, Split
-from service import job_folder, jobs, registry, suites, transitions
+from service import audit, job_folder, jobs, registry, suites, transitions
 from service.decisions import JobState
 from service.errors import ArtifactInvalid, SettingsError
 from service.jobs import Job, State
 from service.journal import Journal, Json
-from service.rollout import gates, looks, stream
+from service.rollout import gates, looks, stream, verdicts
 from service.rollout.gates import Verdict
 from service.settings import Settings
 from service.suites import Suite
@@ -121,6 +121,7 @@ class Training:
 
         def deed(conn: Connection, now: float) -> tuple[None, Json]:
             jobs.end(conn, job.id, state, now, reason=reason, verdict=verdict.as_json() if verdict else None)
+            self._tell(conn, now, job, None, verdict)
             return None, {"job": job.id, "state": state.value, "reason": reason}
 
         self._journal.record("job_ended", job.line, deed)
@@ -161,9 +162,16 @@ class Training:
 
         def deed(conn: Connection, now: float) -> tuple[None, Json]:
             trial = transitions.open_trial(conn, job, made, policy, now)
+            self._tell(conn, now, job, trial.candidate, verdict)
             return None, {"job": job.id, "version": trial.candidate, "trial": trial.id, "digest": digest}
 
         self._journal.record("version_made", job.line, deed)
+
+    def _tell(self, conn: Connection, now: float, job: Job, version: str | None, verdict: Verdict | None) -> None:
+        """Record what the gate said, where it said something, with all that it rests on."""
+        if verdict is not None:
+            record = verdicts.record_gate(job.id, version, self._settings.lines[job.line].gate, verdict)
+            audit.tell(conn, now, job.line, "gate_verdict", record)
 
     def _note_start(self, job: Job, plan: list[Example]) -> None:
         remembered = [example.id for example in plan if example.source == "remembered"]

@@ -86,6 +86,13 @@ def advance(conn: Connection, trial: Trial, move: Move, now: float, said: Judgem
     return moved
 
 
+def swap(conn: Connection, change: Change, seconds: float) -> tuple[None, dict[str, Any]]:
+    """Every replica routes by a change of champion, so many seconds after it; returns what to write down of it."""
+    registry.swapped(conn, change.id, seconds)
+    waited = change.feedback_to_live_seconds
+    return None, {"champion": change.target, "swap_seconds": seconds, "feedback_to_live_seconds": waited}
+
+
 def step_back(conn: Connection, line: str, now: float, reason: str, evidence: Mapping[str, Any] | None = None) -> Change:
     """Make the previous champion the champion again, or the base when there is none; raises `Conflict` on the base."""
     named = registry.aliases(conn, line)

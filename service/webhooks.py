@@ -24,6 +24,7 @@ from replay import cursors
 from replay.writer import Work
 from service import audit
 from service.errors import WebhookFailed
+from service.rollout import verdicts
 from service.rollout.stages import Stage
 from service.settings import Notice, Webhook
 
@@ -34,9 +35,9 @@ TIMEOUT_SECONDS = 10.0
 BACKOFF_SECONDS = (1.0, 300.0)
 """Pause after a first failure, doubled with each further one up to the second."""
 PER_READ = 100
-OF_EACH = frozenset({"verdict"})
+OF_EACH = frozenset(verdicts.KINDS)
 """Kinds that stand beside another record of the same deed, which is told."""
-BY_KIND: dict[str, Notice] = {"version_made": "pre-rollout", "rolled_back": "rollback"}
+BY_KIND: dict[str, Notice] = {"version_made": "pre-rollout", "rolled_back": "rollback", "rollback_blocked": "event"}
 BY_STAGE: dict[Stage, Notice] = {
     **dict.fromkeys(Stage, "rollout"),
     Stage.ROLLING_BACK: "rollback",

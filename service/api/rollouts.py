@@ -26,7 +26,8 @@ class RolloutsApi:
         router.add_api_route("/rollouts/{line}/anchor", self.anchor, methods=["POST"])
         router.add_api_route("/trials", self.trials, methods=["GET"])
         router.add_api_route("/trials/{trial}", self.trial, methods=["GET"])
-        router.add_api_route("/trials/{trial}/replay", self.replay, methods=["GET"])
+        router.add_api_route("/trials/{what}/replay", self.replay, methods=["GET"])
+        router.add_api_route("/replay/{what}", self.replay, methods=["GET"])
         router.add_api_route("/switch", self.switch, methods=["GET"])
         router.add_api_route("/switch", self.throw, methods=["POST"])
         router.add_api_route("/audit", self.audit, methods=["GET"])
@@ -74,9 +75,9 @@ class RolloutsApi:
         """One trial with the history of its evidence."""
         return await self._keeper.trial(trial)
 
-    async def replay(self, trial: str) -> Json:
-        """Each verdict of a trial as it was recorded, and as its recorded counts give it now."""
-        return listing(await self._keeper.replay(trial))
+    async def replay(self, what: str) -> Json:
+        """Each verdict on a trial, job, version, round of an anchor, or line, as recorded, and as its facts give it now."""
+        return listing(await self._keeper.replay(what))
 
     async def switch(self) -> Json:
         """Where the kill switch stands: what holds, what was thrown, what is set."""

@@ -101,8 +101,18 @@ class Watch:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """What the matured units of a round come to."""
+
+    differences: tuple[float, ...] = ()
+    """Anchor - champion, a block each, oldest first: the detector depends on their order."""
+    units: tuple[int, int] = (0, 0)
+    """Matured units of anchor and champion."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sight:
-    """What there is to see when a watch is judged."""
+    """What there is to see when a watch is judged, reduced to what decides: what is recorded of it."""
 
     champion: str | None
     """The line's, now."""
@@ -110,8 +120,8 @@ class Sight:
     """Each live replica has proven the anchor, and there is one; true of the base as soon as there is one."""
     is_refused: bool
     """A replica cannot serve it."""
-    outcomes: tuple[UnitOutcome, ...] | None = None
-    """Of the round's units; None: it is not time to look."""
+    sample: Sample | None = None
+    """Of the round; None: it is not time to look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,34 +139,40 @@ class Step:
 
 def judge(watch: Watch, sight: Sight, policy: Anchor) -> Step | None:
     """Say what is due on a line that has an anchor: the same whenever it is asked again."""
-    seen = watch.seen if sight.outcomes is None else look(watch, sight.outcomes)
+    seen = watch.seen if sight.sample is None else look(watch, sight.sample)
     if not watch.is_open:
         can_open = sight.is_held and sight.champion != watch.anchor and watch.standing is not Standing.REVERTED
         return Step(watch.line, "open", "a round begins", seen, sight.champion) if can_open else None
-    if sight.outcomes is not None and (due := _alarm(watch, sight, seen, policy)) is not None:
+    if sight.sample is not None and (due := _alarm(watch, sight, seen, policy)) is not None:
         return due
     if why := _ends(watch, sight, seen, policy):
         is_condemned = watch.standing is Standing.ALARM or seen.peak >= np.log(policy.alarm)
         is_begun_anew = sight.champion != watch.champion and is_condemned  # that was the one before: not its successor
         return Step(watch.line, "close", why, replace(seen, walk=START, log=0.0) if is_begun_anew else seen)
-    is_news = sight.outcomes is not None and (seen.blocks, seen.units) != (watch.seen.blocks, watch.seen.units)
+    is_news = sight.sample is not None and (seen.blocks, seen.units) != (watch.seen.blocks, watch.seen.units)
     return Step(watch.line, "note", "", seen) if is_news else None
 
 
-def look(watch: Watch, outcomes: Sequence[UnitOutcome]) -> Seen:
+def look(watch: Watch, sample: Sample) -> Seen:
     """Say where the detector stands after the round's units."""
-    found = blocks(outcomes)
+    found = np.asarray(sample.differences, dtype=np.float64)
     path = log_cusum(found, watch.walk)
     walk = tuple(path[-1].tolist()) if len(found) else watch.walk
-    matured = [unit.arm for unit in outcomes if unit.is_matured]
     return Seen(
         blocks=watch.blocks + len(found),
         log=float(mixed(np.array(walk))),
         peak=float(mixed(path).max(initial=0.0)),
         walk=walk,
         difference=confidence_sequence(-found, ALPHA),
-        units=(matured.count(Arm.ANCHOR), matured.count(Arm.CHAMPION)),
+        units=sample.units,
     )
+
+
+def sample(outcomes: Sequence[UnitOutcome]) -> Sample:
+    """Reduce a round's units to what decides."""
+    matured = [unit.arm for unit in outcomes if unit.is_matured]
+    units = (matured.count(Arm.ANCHOR), matured.count(Arm.CHAMPION))
+    return Sample(tuple(blocks(outcomes).tolist()), units)
 
 
 def blocks(outcomes: Sequence[UnitOutcome]) -> NDArray[np.float64]:

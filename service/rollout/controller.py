@@ -212,7 +212,10 @@ def _alarm(trial: Trial, seen: Facts, evidence: Evidence) -> Move | None:
 
 def _promoting(trial: Trial, seen: Facts, _: Evidence) -> Move | None:
     if not seen.is_held:
-        return None
+        waited = seen.now - max(trial.since, seen.now if seen.serving_since is None else seen.serving_since)
+        failed = f"promote_failed: not held by every replica after {waited:.0f} s"
+        to = Stage.ROLLING_BACK if trial.is_operator else Stage.HOLD  # by hand there was no canary to hold
+        return Move(to, failed, trial.step) if waited > trial.policy.verify_seconds else None
     has_bake = trial.policy.bake.holdback > 0 and not trial.is_operator
     return Move(Stage.BAKE if has_bake else Stage.LIVE, trial.reason)
 

@@ -17,21 +17,20 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from learners.matrix import History
 from service.rollout import looks
+from service.rollout.measured import FIELD, Measured, Part, joined, reduced
 from service.settings import Gate
 
 Outcome = Literal["pass", "fail", "inconclusive"]
-Values = NDArray[np.float64]
 
 DRAWS = 2000
 _CHUNK = 200
 """Draws in memory at once."""
 SEEN_LOST = 5
 """The fewest examples that a slice may fail on by itself: with fewer, a bootstrap says nothing."""
-_FIELD = {"exact_match": "exact", "likelihood": "loglik"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +73,8 @@ class Verdict:
     reasons: tuple[str, ...]
     score: str
     findings: tuple[Finding, ...]
+    facts: Measured
+    """What it was decided on."""
     bounds: tuple[Bound, ...] = ()
     measured: tuple[str, ...] = ()
     """The older slices and suites that it rests on, by name: a look at each."""
@@ -99,19 +100,6 @@ class Verdict:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Scores:
-    name: str
-    is_new: bool
-    base: Values
-    champion: Values
-    candidate: Values
-    looks: int = 1
-
-    def __len__(self) -> int:
-        return len(self.candidate)
-
-
 def judge(evaluation: Mapping[str, Any], gate: Gate, *, is_rebase: bool = False) -> Verdict:
     """Judge what a job measured: `evaluation["slices"][name]` has `is_new` and scores of base, champion and candidate.
 
@@ -119,26 +107,27 @@ def judge(evaluation: Mapping[str, Any], gate: Gate, *, is_rebase: bool = False)
     A re-base, which learns all again, need not gain: no slice may lose, new ones or old.
     Raises `ValueError` when the scores are not finite or do not pair.
     """
-    field, seen = _FIELD[gate.score], evaluation.get("looks", {})
-    slices = [_read(name, body, field, seen.get(name, 1)) for name, body in sorted(evaluation["slices"].items())]
-    suites = {f"suite:{name}": body for name, body in sorted(evaluation.get("suites", {}).items())}
-    fresh, older = ([one for one in slices if one.is_new is is_new] for is_new in (True, False))
-    findings = [] if is_rebase and slices else [_gains(_joined(fresh), gate)]
-    for group in [slices] if is_rebase else [fresh, older]:
+    return decide(reduced(evaluation, gate.score, is_rebase=is_rebase), gate)
+
+
+def decide(facts: Measured, gate: Gate) -> Verdict:
+    """What the facts say: the same whenever they are asked again."""
+    fresh, older = ([one for one in facts.slices if one.is_new is is_new] for is_new in (True, False))
+    findings = [] if facts.is_rebase and facts.slices else [_gains(joined(fresh), gate)]
+    for group in [facts.slices] if facts.is_rebase else [fresh, older]:
         findings += _each(group, gate)
-    golden = [_read(name, _scored(body), field, seen.get(name, 1)) for name, body in suites.items()]
-    findings += [_keeps(one, gate) for one in golden if len(one)]
-    bounds = [*_must_pass(suites), *_distances(evaluation, gate)]
+    findings += [_keeps(one, gate) for one in facts.suites]
+    bounds = [*_must_pass(facts), *_distances(facts, gate)]
     outcomes = {*(found.outcome for found in findings), *(bound.outcome for bound in bounds)}
     worst: Outcome = "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
     reasons = (*(_say(found, gate) for found in findings), *(bound.told for bound in bounds))
-    return Verdict(worst, reasons, gate.score, tuple(findings), tuple(bounds), looks.measured(evaluation))
+    return Verdict(worst, reasons, gate.score, tuple(findings), facts, tuple(bounds), facts.looked_at)
 
 
 def matrix(evaluation: Mapping[str, Any], parent: Mapping[str, Any], version: str) -> dict[str, Any]:
     """The matrix of the parent, as stored with it, and one row more; by score."""
     found = {}
-    for name in _FIELD.values():
+    for name in FIELD.values():
         base, before, after = (_by_slice(evaluation, who, name) for who in ("base", "champion", "candidate"))
         found[name] = History.from_json(parent.get(name, {})).extended(version, before, after, base).as_json()
     return found
@@ -157,39 +146,39 @@ def scores(evaluation: Mapping[str, Any], of: str = "candidate") -> dict[str, di
     means: dict[str, dict[str, Any]] = {}
     for name, body in evaluation["slices"].items():
         if body.get(of) and body["ids"]:
-            told = {field: float(np.mean(body[of][field])) for field in _FIELD.values()}
+            told = {field: float(np.mean(body[of][field])) for field in FIELD.values()}
             means[name] = {**told, "n": len(body["ids"]), "is_new": bool(body["is_new"])}
     return means
 
 
-def bounds(differences: Values, confidence: float, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
+def bounds(differences: ArrayLike, confidence: float, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
     """Lower and upper bound of the mean of paired differences, each one-sided at `confidence`."""
-    random = np.random.default_rng(seed)
-    count = len(differences)
-    means = [differences[random.integers(count, size=(_CHUNK, count))].mean(axis=1) for _ in range(draws // _CHUNK)]
+    random, values = np.random.default_rng(seed), np.asarray(differences, dtype=np.float64)
+    count = len(values)
+    means = [values[random.integers(count, size=(_CHUNK, count))].mean(axis=1) for _ in range(draws // _CHUNK)]
     low, high = np.quantile(np.concatenate(means), [1 - confidence, confidence])
     return float(low), float(high)
 
 
-def _gains(fresh: _Scores, gate: Gate) -> Finding:
+def _gains(fresh: Part, gate: Gate) -> Finding:
     """The new examples: the lower bound of the gain must exceed the margin; one wholly under it is a failure."""
     if len(fresh) < gate.min_items:
         return _finding(fresh, "gain", "inconclusive")
-    low, high = bounds(fresh.candidate - fresh.champion, gate.confidence)
+    low, high = bounds(fresh.differences, gate.confidence)
     outcome: Outcome = "pass" if low > gate.min_gain else "inconclusive" if high > gate.min_gain else "fail"
     return _finding(fresh, "gain", outcome, low, high)
 
 
-def _keeps(one: _Scores, gate: Gate) -> Finding:
+def _keeps(one: Part, gate: Gate) -> Finding:
     """A slice: the lower bound of the difference may not fall under the allowed loss."""
     if len(one) < gate.min_items:
         return _finding(one, "not_lose", "inconclusive")
-    low, high = bounds(one.candidate - one.champion, gate.confidence)
+    low, high = bounds(one.differences, gate.confidence)
     outcome: Outcome = "pass" if low >= -gate.max_loss else "inconclusive" if high >= -gate.max_loss else "fail"
     return _finding(one, "not_lose", outcome, low, high)
 
 
-def _each(slices: Sequence[_Scores], gate: Gate) -> list[Finding]:
+def _each(slices: Sequence[Part], gate: Gate) -> list[Finding]:
     """Each slice by itself; those too small for that together (with the least of the others, if need be), and each for a loss.
 
     So a tiny one can neither hide a loss, nor block for ever.
@@ -201,82 +190,47 @@ def _each(slices: Sequence[_Scores], gate: Gate) -> list[Finding]:
     if small:
         findings = [found for one in small if (found := _lost(one, gate))] + findings
         together = small if sum(map(len, small)) >= gate.min_items else [*small, *large[:1]]
-        findings.append(_keeps(_joined(together), gate))
+        findings.append(_keeps(joined(together), gate))
     return findings
 
 
-def _lost(one: _Scores, gate: Gate) -> Finding | None:
+def _lost(one: Part, gate: Gate) -> Finding | None:
     """A slice too small to be seen to keep what it had may still be seen to lose it."""
     if len(one) < SEEN_LOST:
         return None
-    low, high = bounds(one.candidate - one.champion, gate.confidence)
+    low, high = bounds(one.differences, gate.confidence)
     return _finding(one, "not_lose", "fail", low, high) if high < -gate.max_loss else None
 
 
-def _scored(body: Mapping[str, Any]) -> dict[str, Any]:
-    """A suite without the items that must pass, as a slice."""
-    kept = [place for place, must in enumerate(body["must_pass"]) if not must]
-    picked = {who: {f: [v[i] for i in kept] for f, v in body[who].items()} for who in ("base", "champion", "candidate")}
-    return {"is_new": False, "ids": [body["ids"][i] for i in kept], **picked}
-
-
-def _must_pass(suites: Mapping[str, Mapping[str, Any]]) -> list[Bound]:
+def _must_pass(facts: Measured) -> list[Bound]:
     """Items without tolerance, over all suites; those missed are named by suite and id."""
-    asked = [
-        (f"{name.removeprefix('suite:')}/{item}", exact)
-        for name, body in suites.items()
-        for item, must, exact in zip(body["ids"], body["must_pass"], body["candidate"]["exact"], strict=True)
-        if must
-    ]
-    if not asked:
+    if not facts.must_pass:
         return []
-    missed = [item for item, exact in asked if exact < 1]
-    told = f"must pass: {len(asked) - len(missed)} of {len(asked)}" + (f", not {', '.join(missed[:5])}" if missed else "")
+    asked, missed = facts.must_pass, facts.missed
+    told = f"must pass: {asked - len(missed)} of {asked}" + (f", not {', '.join(missed[:5])}" if missed else "")
     return [Bound("must_pass", float(len(missed)), 0.0, "fail" if missed else "pass", told)]
 
 
-def _distances(evaluation: Mapping[str, Any], gate: Gate) -> list[Bound]:
+def _distances(facts: Measured, gate: Gate) -> list[Bound]:
     """How far the candidate has gone from the champion: on neutral texts, and in the length of its replies."""
     found = []
-    if (kl := evaluation.get("kl")) is not None:
+    if (kl := facts.kl) is not None:
         limit = "" if gate.max_kl is None else f", at most {gate.max_kl:g}"
         is_over = not np.isfinite(kl) or (gate.max_kl is not None and kl > gate.max_kl)
         told = f"KL from the champion on neutral texts: {kl:.3f} nats per token{limit}"
         found.append(Bound("kl", float(kl), gate.max_kl, "fail" if is_over else "pass", told))
-    if lengths := evaluation.get("lengths"):
-        ratio = (1 + sum(lengths["candidate"])) / (1 + sum(lengths["champion"]))
-        most, prompts = gate.max_length_ratio, len(lengths["candidate"])
+    if (ratio := facts.length_ratio) is not None:
+        most, prompts = gate.max_length_ratio, facts.prompts
         told = f"length of replies: {ratio:.2f} of the champion's on {prompts} prompts, {1 / most:.2f} to {most:.2f}"
         is_over = not 1 / most <= ratio <= most
         found.append(Bound("length_ratio", float(ratio), gate.max_length_ratio, "fail" if is_over else "pass", told))
     return found
 
 
-def _joined(slices: Sequence[_Scores]) -> _Scores:
-    columns = ([getattr(one, who) for one in slices] for who in ("base", "champion", "candidate"))
-    base, champion, candidate = (np.concatenate([np.empty(0), *column]) for column in columns)
-    most = max((one.looks for one in slices), default=1)
-    return _Scores("+".join(one.name for one in slices), any(one.is_new for one in slices), base, champion, candidate, most)
-
-
-def _read(name: str, body: Mapping[str, Any], field: str, times: int) -> _Scores:
-    base = np.asarray(body["base"][field], dtype=np.float64)
-    champion = np.asarray(body["champion"][field], dtype=np.float64) if body.get("champion") else base
-    candidate = np.asarray(body["candidate"][field], dtype=np.float64)
-    if not len(base) == len(champion) == len(candidate) == len(body["ids"]):
-        raise ValueError(f"the scores of slice {name!r} do not pair: {len(base)}, {len(champion)}, {len(candidate)}")
-    if not all(np.isfinite(values).all() for values in (base, champion, candidate)):
-        raise ValueError(f"slice {name!r} has scores that are not finite")
-    return _Scores(name, bool(body["is_new"]), base, champion, candidate, times)
-
-
 def _finding(
-    one: _Scores, must: Literal["gain", "not_lose"], outcome: Outcome, low: float | None = None, high: float | None = None
+    one: Part, must: Literal["gain", "not_lose"], outcome: Outcome, low: float | None = None, high: float | None = None
 ) -> Finding:
-    base, champion, candidate = (
-        float(np.mean(values)) if len(values) else None for values in (one.base, one.champion, one.candidate)
-    )
-    return Finding(one.name, must, outcome, len(one), base, champion, candidate, low, high, one.looks)
+    return Finding(one.name, must, outcome, len(one), one.base, one.champion, one.candidate, low, high, one.looks)
 
 
 def _say(found: Finding, gate: Gate) -> str:

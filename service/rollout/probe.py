@@ -36,7 +36,7 @@ class ProbeResult:
 
     ok: bool
     reason: str | None = None
-    """None when ok, else `artifact_invalid`, `fingerprint_invalid`, `load_failed`, `engine_crash`, `noop_adapter`,
+    """None when ok, else `artifact_invalid`, `fingerprint_invalid`, `id_reused`, `load_failed`, `engine_crash`, `noop_adapter`,
     `fingerprint_mismatch`, or `not_finite`."""
     distance_to_fingerprint: float | None = None
     distance_to_base: float | None = None

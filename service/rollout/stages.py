@@ -33,7 +33,8 @@ class Stage(StrEnum):
     CANARY = "canary"
     """The candidate answers a share of the units, step by step."""
     HOLD = "hold"
-    """A canary whose comparison cannot be trusted, or that a person paused: the weight stays, nothing goes forward."""
+    """A canary that cannot be trusted, that a person paused, or that replicas did not hold when it was to be promoted: the weight
+    stays, nothing goes forward."""
     WAITING = "waiting"
     """It has passed and waits for `learnd promote`."""
     PROMOTING = "promoting"
@@ -78,7 +79,7 @@ TRANSITIONS: Mapping[Stage, frozenset[Stage]] = {
     ),
     Stage.HOLD: frozenset({Stage.CANARY, Stage.PROMOTING, Stage.ROLLING_BACK, Stage.EXPIRED, Stage.ABORTED}),
     Stage.WAITING: frozenset({Stage.PROMOTING, Stage.ROLLING_BACK, Stage.ABORTED}),
-    Stage.PROMOTING: frozenset({Stage.BAKE, Stage.LIVE, Stage.ROLLING_BACK, Stage.ABORTED}),
+    Stage.PROMOTING: frozenset({Stage.BAKE, Stage.LIVE, Stage.HOLD, Stage.ROLLING_BACK, Stage.ABORTED}),
     Stage.BAKE: frozenset({Stage.LIVE, Stage.ROLLING_BACK, Stage.ABORTED}),
     Stage.ROLLING_BACK: frozenset({Stage.ROLLED_BACK}),
     Stage.LIVE: _END,

@@ -31,6 +31,9 @@ from service.rollout.evidence import Evidence
 from service.rollout.stages import Stage, Trial, check
 from service.settings import Rollout
 
+LATEST = 24
+"""Ends that bear on the next job, as `service.jobs` has it."""
+
 _trial = Table(
     "trial",
     metadata,
@@ -112,6 +115,8 @@ def move(
     `has_passed` says that evidence moves it on, `is_answered_for` that a person who resumes it vouches for what was before.
     """
     check(trial.stage, to)
+    if trial.is_operator and to is Stage.HOLD:
+        raise Conflict(f"trial {trial.id!r} was opened by hand and has no canary to hold: abort it, or wait")
     steps = [*trial.steps, now] if to is Stage.CANARY else list(trial.steps)
     told: dict[str, Any] = {
         "stage": to,
@@ -132,6 +137,21 @@ def move(
     if not conn.execute(update(_trial).where(*stands).values(told)).rowcount:
         raise Conflict(f"trial {trial.id!r} is not {trial.stage} any more")
     return get(conn, trial.id)
+
+
+def remark(conn: Connection, trial: Trial, reason: str) -> Trial:
+    """Say of a trial that stays where it stands why it does; raises `Conflict` when it does not stand there any more."""
+    stands = (_trial.c.id == trial.id, _trial.c.stage == trial.stage, _trial.c.since == trial.since)
+    if not conn.execute(update(_trial).where(*stands).values(reason=reason)).rowcount:
+        raise Conflict(f"trial {trial.id!r} is not {trial.stage} any more")
+    return get(conn, trial.id)
+
+
+def ends(conn: Connection, line: str, limit: int = LATEST) -> list[tuple[float, str]]:
+    """When and how a line's latest candidates ended, newest first, without the trials that a person opened."""
+    query = select(_trial.c.ended_at, _trial.c.stage).where(_trial.c.line == line, _trial.c.ended_at.is_not(None))
+    rows = conn.execute(query.where(~_trial.c.is_operator).order_by(_trial.c.seq.desc()).limit(limit))
+    return [(at, stage) for at, stage in rows]
 
 
 def promotions(conn: Connection, line: str) -> int:

@@ -300,11 +300,11 @@ def verdict(**changes):
 
 
 def test_a_replay_tells_by_its_status_whether_each_verdict_is_the_same(daemon, capsys):
-    daemon.answers["/api/trials/desk-trial1/replay"] = {"data": [verdict(), verdict(replayed=None)]}
+    daemon.answers["/api/replay/desk-trial1"] = {"data": [verdict(), verdict(replayed=None)]}
     assert run("rollout", "replay", "desk-trial1") == 0
     assert capsys.readouterr().out.splitlines()[1].endswith("asked for by hand")
     differs = verdict(replayed="no move", is_same=False, is_same_code=False)
-    daemon.answers["/api/trials/desk-trial1/replay"] = {"data": [verdict(), differs]}
+    daemon.answers["/api/replay/desk-trial1"] = {"data": [verdict(), differs]}
     assert run("rollout", "replay", "desk-trial1") == 1
     assert "no move, by other code" in capsys.readouterr().out
     assert run("rollout", "replay", "desk-trial1", "--json") == 1

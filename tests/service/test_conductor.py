@@ -8,7 +8,7 @@ import structlog
 
 from replay import ledger, opinions
 from replay.records import Arm
-from service import jobs, registry, transitions
+from service import audit, jobs, registry, status, transitions
 from service.errors import Conflict, NotFound, StorageFailed
 from service.rollout import trials
 from service.rollout.controller import Move
@@ -253,6 +253,22 @@ class TestFromFeedbackToChampion:
         assert ended(world, steps=60, customers=20, seconds=20).stage is Stage.EXPIRED
         assert world.champion is None
 
+    def test_after_each_setback_in_a_row_the_next_job_waits_twice_as_long(self, make):
+        world = make({"lines": {LINE: {**QUICK["lines"][LINE], "trigger": {"min_examples": 40, "cooldown_seconds": 20}}}})
+        world.outcome["candidate"] = 0.0  # the gate rejects it
+        world.demonstrate(40)
+        world.until(lambda w: w.job is not None and not w.job.is_open)
+        first = world.job.ended_at
+        world.outcome["candidate"], world.refused = 0.8, {"desk@v1": "noop_adapter"}
+        world.demonstrate(40)
+        world.until(lambda w: w.job.id == "desk-job2")
+        assert world.job.created_at - first == 40
+        second = ended(world).ended_at
+        world.demonstrate(40)
+        world.crash()
+        world.until(lambda w: w.job.id == "desk-job3")
+        assert world.job.created_at - second == 80
+
     def test_an_index_that_expired_is_used_up_even_over_a_crash(self, world):
         world.demonstrate(40)
         assert ended(world, steps=60, seconds=20).fdr_index == 1
@@ -309,6 +325,9 @@ class TestJobs:
         world.demonstrate(40)
         world.until(lambda w: w.job is not None and not w.job.is_open)
         assert (world.job.state, world.job.verdict["outcome"]) == (jobs.State.REJECTED, "inconclusive")
+        (again,) = world.read(lambda conn: status.replay(conn, "desk-job1"))
+        assert (again["recorded"], again["is_same"]) == (world.job.reason, True)
+        assert world.read(audit.verify).broken is None
 
     def test_by_hand_it_needs_something_new(self, world):
         with pytest.raises(Conflict, match="nothing new"):

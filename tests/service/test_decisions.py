@@ -3,7 +3,20 @@
 import pytest
 
 from replay.ledger import Waiting
-from service.decisions import Assess, Fail, JobState, Launch, Queue, Retry, Snapshot, Swapped, decide
+from service.decisions import (
+    Assess,
+    Fail,
+    JobState,
+    Launch,
+    Queue,
+    Retry,
+    Setbacks,
+    Snapshot,
+    Swapped,
+    decide,
+    in_a_row,
+    pause,
+)
 from service.jobs import Job, State
 from service.registry import Change
 from service.router import ReplicaReport
@@ -49,6 +62,29 @@ def test_no_job_within_the_cooldown():
     enough = Waiting(100, 99.0, 9)
     assert due(waiting=enough, last_job=job(State.REJECTED, ended_at=91.0)) == []
     assert due(waiting=enough, last_job=job(State.REJECTED, ended_at=90.0)) == [Queue("desk", "examples")]
+
+
+def test_the_pause_doubles_with_each_setback_in_a_row_up_to_a_day():
+    pauses = [pause(TRIGGER, Setbacks(count, 0.0)) for count in (0, 1, 2, 13, 14, 48)]
+    assert pauses == [10, 20, 40, 81_920, 86_400, 86_400]
+    assert pause(TRIGGER.model_copy(update={"cooldown_seconds": 0}), Setbacks(9, 0.0)) == 0
+    assert (
+        pause(TRIGGER.model_copy(update={"cooldown_seconds": 100_000}), Setbacks(9, 0.0)) == 100_000
+    )  # who asks for more gets it
+
+
+def test_it_begins_when_the_last_one_was_rejected_or_rolled_back():
+    enough, made = Waiting(100, 99.0, 9), job(State.SUCCEEDED, ended_at=10.0)
+    assert due(waiting=enough, last_job=made, setbacks=Setbacks(1, 81.0)) == []
+    assert due(waiting=enough, last_job=made, setbacks=Setbacks(1, 80.0)) == [Queue("desk", "examples")]
+    assert due(waiting=enough, last_job=made, setbacks=Setbacks(2, 80.0)) == []
+    assert due(waiting=enough, setbacks=Setbacks(2, 80.0)) == []
+
+
+def test_setbacks_are_counted_back_to_the_last_candidate_that_ended_otherwise():
+    assert in_a_row([]) == Setbacks(0, None)
+    assert in_a_row([(5.0, "rejected"), (7.0, "rolled_back"), (3.0, "live"), (2.0, "rejected")]) == Setbacks(2, 7.0)
+    assert in_a_row([(9.0, "expired"), (7.0, "rolled_back")]) == Setbacks(0, None)
 
 
 def test_one_job_at_a_time():

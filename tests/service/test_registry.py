@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 
 from service import conductor, registry
 from service.errors import Conflict, NotFound
@@ -38,6 +38,13 @@ def test_numbers_count_up_by_line_and_ids_over_all(conn):
     assert [version.name for version in made] == ["desk@v1", "desk@v2", "other@v1"]
     assert [version.id for version in made] == [1, 2, 3]
     assert [version.name for version in registry.versions(conn, "desk")] == ["desk@v2", "desk@v1"]
+
+
+def test_an_id_never_comes_back_not_even_when_its_row_is_gone(conn):
+    """Engines cache by it. Without AUTOINCREMENT, SQLite gives the largest id again."""
+    last = [register(conn), register(conn, "desk-job2")][-1]
+    conn.execute(text("DELETE FROM version WHERE id = :id"), {"id": last.id})
+    assert register(conn, "desk-job3").id == last.id + 1
 
 
 def test_a_job_makes_one_version_however_often_it_is_said(conn):

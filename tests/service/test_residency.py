@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from fakes import BASE, PROBES, FakeEngine, FakeKeeper, write_version
@@ -362,3 +364,48 @@ async def test_a_replica_that_is_stopped_while_it_loads_has_not_died_of_it(repli
     replica.begin()
     await replica.residency.start()
     assert replica.verdicts() == {one.name: "ok"}
+
+
+class CachingEngine(FakeEngine):
+    """An engine with a prefix cache, as vLLM's: what an adapter's id made of a prompt is not computed again; log-probs are."""
+
+    def __init__(self):
+        super().__init__()
+        self.ids, self.prefixes = {}, {}
+
+    async def load(self, name, path, int_id):
+        await super().load(name, path, int_id)
+        self.ids[name] = int_id
+
+    def says(self, name, prompt="a prompt"):
+        return self.prefixes.setdefault((self.ids[name], prompt), self.shifts[name])
+
+
+async def test_the_prefix_cache_of_an_id_that_is_used_again_is_stale_and_no_probe_sees_it(replica):
+    """What the rule of unique ids is for."""
+    engine, one, two = CachingEngine(), replica.version(1, shift=0.5), replica.version(2, shift=-0.5)
+    await engine.load(one.name, replica.folder / one.name, 1)
+    assert engine.says(one.name) == 0.5
+    await engine.unload(one.name)
+    await engine.load(two.name, replica.folder / two.name, 1)
+    replica.residency._engine = engine
+    measured = await replica.residency._measure(
+        two.name, json.loads((replica.folder / two.name / "fingerprint.json").read_text())
+    )
+    assert measured.ok
+    assert engine.says(two.name) == 0.5  # the weights of the other
+
+
+async def test_a_version_under_an_id_that_the_engine_has_had_for_another_is_refused(replica):
+    engine = replica.residency._engine = CachingEngine()
+    one, two, three = replica.version(1, shift=0.5), replica.version(2, shift=-0.5), replica.version(3, shift=-0.5)
+    await replica.want(one, champion=one.name)
+    async with replica.run():
+        assert engine.says(one.name) == 0.5
+        await replica.want(replace(two, int_id=1), champion=two.name, previous=one.name)
+        await replica.keeper.until(lambda report: two.name in report.resident)
+        assert replica.verdicts()[two.name] == "id_reused"
+        assert ("load", two.name) not in engine.calls
+        await replica.want(three, champion=three.name)
+        await replica.keeper.until(lambda report: report.number == 3)
+        assert (replica.answers(), engine.says(three.name)) == (three.name, -0.5)

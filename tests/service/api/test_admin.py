@@ -82,6 +82,9 @@ async def test_a_version_goes_live_and_back_by_hand(client, keeper):
     assert [one["recorded"].split(":")[0] for one in again] == ["canary", "promoting", "live"]
     assert all(one["is_same"] and one["is_same_code"] for one in again)
     assert [one["replayed"] is None for one in again] == [False, True, False]
+    (gate,) = (await read(client, f"/api/replay/{job['id']}"))["data"]
+    assert gate["recorded"].startswith("gate_pass: ")
+    assert (await read(client, "/api/replay/desk@v1"))["data"] == [gate, *again]
     assert (await read(client, "/api/audit")).items() >= {"is_whole": True, "broken": None}.items()
     assert (await client.post(f"/api/lines/{LINE}/rollback")).status_code == 202
     await until(keeper, [replica], lambda line: line["champion"] is None)

@@ -1,5 +1,8 @@
 """What the settings say, as vLLM understands it; `tests/end_to_end` runs the engine itself."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -125,3 +128,31 @@ async def test_a_reply_is_scored_as_it_would_be_learned(told):
 async def test_what_cannot_be_rendered_is_not_scored(told):
     with pytest.raises(InvalidRequest, match="cannot be scored"):
         await told.score(None, [{"role": "user", "content": "hello"}], " ")
+
+
+class Client:
+    """vLLM's client, as far as adapters go."""
+
+    def __init__(self):
+        self.added, self.removed = [], []
+
+    async def add_lora(self, request):
+        self.added.append(request)
+
+    async def remove_lora(self, int_id):
+        self.removed.append(int_id)
+
+
+async def test_adapters_keep_the_id_that_they_were_given_and_none_is_loaded_in_place():
+    client, models = Client(), SimpleNamespace(lora_requests={})
+    app = SimpleNamespace(state=SimpleNamespace(openai_serving_models=models))
+    engine = VllmEngine(client, app, byte_tokenizer, 40)
+    await engine.load("desk@v1", Path("/v1"), 7)
+    await engine.load("desk@v1", Path("/other"), 7)
+    await engine.load("desk@v2", Path("/v2"), 8)
+    known = [(one.lora_name, one.lora_int_id, one.lora_path) for one in client.added]
+    assert known == [("desk@v1", 7, "/v1"), ("desk@v2", 8, "/v2")]
+    assert not any(one.load_inplace for one in client.added)
+    assert {name: one.lora_int_id for name, one in models.lora_requests.items()} == {"desk@v1": 7, "desk@v2": 8}
+    await engine.unload("desk@v1")
+    assert (client.removed, list(models.lora_requests)) == ([7], ["desk@v2"])

@@ -10,7 +10,7 @@ from replay.records import Arm
 from service import audit, registry, status
 from service.errors import Conflict, NotFound
 from service.rollout import trials, watches
-from service.rollout.anchor import START, Sight, Standing, Step, Watch, judge
+from service.rollout.anchor import START, Sight, Standing, Step, Watch, judge, sample
 from service.rollout.stages import Stage
 from service.router import Desired, Resident, Route, models, resolve
 from service.settings import Anchor, Settings
@@ -32,8 +32,12 @@ def said(anchor, champion):
 SAME, WORSE = said([0.5] * 50, [0.5] * 50), said([1.0] * 50, [0.0] * 50)
 
 
-def step(watch=OPEN, policy=POLICY, **sight):
-    return judge(watch, Sight(**{**HELD, **sight}), policy)
+def sight(outcomes=None, **fields):
+    return Sight(**{**HELD, **fields}, sample=None if outcomes is None else sample(outcomes))
+
+
+def step(watch=OPEN, policy=POLICY, **fields):
+    return judge(watch, sight(**fields), policy)
 
 
 class TestRules:
@@ -240,6 +244,10 @@ class TestOnTheWay:
         world.conductor.anchor(LINE, "desk@v1")
         decay(world, "desk@v2")
         world.until(lambda w: watch(w).standing is Standing.REVERTED, customers=20)
+        (last, *_) = reversed(world.read(lambda conn: audit.events(conn, LINE, "anchor_verdict")))
+        again = world.read(lambda conn: status.replay(conn, last["body"]["round"]))
+        assert [(one["recorded"].split(":")[0], one["is_same"]) for one in again][-1] == ("revert", True)
+        assert all(one["is_same"] for one in world.read(lambda conn: status.replay(conn, LINE)))
         assert world.read(lambda conn: registry.aliases(conn, LINE)) == {"champion": "desk@v1", "previous": None}
         states = {v.name: v.state for v in world.read(lambda conn: registry.versions(conn, LINE))}
         assert states == {"desk@v1": "live", "desk@v2": "rolled_back"}

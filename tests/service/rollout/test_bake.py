@@ -16,6 +16,7 @@ from service.rollout.probe import ProbeResult
 from service.rollout.stages import Stage, Trial
 from service.router import ReplicaReport, resolve
 from service.settings import Bake, Rollout
+from service.webhooks import notice_of
 from tests.service.rollout.test_controller import units
 from tests.service.world import LINE, QUICK, World
 
@@ -165,6 +166,24 @@ class TestOnTheWay:
         assert states == {"desk@v1": "live", "desk@v2": "rolled_back"}
         assert world.read(lambda conn: trials.promotions(conn, LINE)) == 1
         assert world.read(lambda conn: registry.last_crowning(conn, LINE)).evidence["is_bake"]
+
+    def test_a_rollback_that_cannot_be_is_told_once_and_done_when_it_can(self, world):
+        baking(world)
+        world.until(lambda w: w.trial.stage is Stage.LIVE, customers=10)
+        baking(world, "desk@v2")
+        world.quality["desk@v2"], world.thumbs, world.refused = 0.0, 1.0, {"desk@v1": "load_failed"}
+        world.until(lambda w: w.trial.reason.startswith("rollback_blocked"), customers=10)
+        assert world.trial.reason.startswith("rollback_blocked: desk@v1 is not held by every replica; harmed: difference in")
+        world.crash()
+        for _ in range(3):
+            world.step(customers=3)
+        assert (world.trial.stage, world.champion) == (Stage.BAKE, "desk@v2")
+        (told,) = world.read(lambda conn: audit.events(conn, LINE, "rollback_blocked"))
+        assert notice_of(told).items() >= {"type": "event", "kind": "rollback_blocked", "phase": "bake"}.items()
+        assert told["body"]["reason"] in world.read(lambda conn: status.trials_of(conn, LINE))[0]["reason"]
+        world.refused = {}
+        world.until(lambda w: w.trial.stage is Stage.ROLLED_BACK, customers=3)
+        assert (world.champion, world.trial.reason.split(":")[0]) == ("desk@v1", "harmed")
 
     def test_the_way_back_is_resident_while_it_bakes(self, world):
         baking(world)

@@ -262,9 +262,22 @@ def test_waiting_goes_on_until_a_person_or_harm_decides():
 
 
 def test_promoting_needs_every_live_replica():
-    assert moved(trial(Stage.PROMOTING), look(replicas=(replica(), replica("new", probe=None)))) is None
-    assert moved(trial(Stage.PROMOTING), look(replicas=())) is None
+    assert moved(trial(Stage.PROMOTING), look(now=9.0, replicas=(replica(), replica("new", probe=None)))) is None
+    assert moved(trial(Stage.PROMOTING), look(now=9.0, replicas=())) is None
     assert moved(trial(Stage.PROMOTING), look()).to is Stage.LIVE
+
+
+def test_promoting_does_not_wait_for_ever_for_a_replica_that_is_stuck():
+    stuck, late = (replica(), replica("new", probe=None)), POLICY.verify_seconds + 100.5
+    waiting = trial(Stage.PROMOTING, since=100.0, step=1)
+    assert moved(waiting, look(replicas=stuck, now=late - 1)) is None
+    said = moved(waiting, look(replicas=stuck, now=late))
+    assert (said.to, said.step) == (Stage.HOLD, 1)
+    assert said.reason.startswith("promote_failed: not held by every replica after")
+    assert moved(trial(Stage.PROMOTING, since=100.0, is_operator=True), look(replicas=stuck, now=late)).to is Stage.ROLLING_BACK
+    assert moved(waiting, look(replicas=(), now=late, serving_since=None)) is None  # no replica at all: nobody is stuck
+    assert moved(waiting, look(replicas=stuck, now=late, serving_since=late - 9)) is None
+    assert moved(waiting, look(now=1e6)).to is Stage.LIVE
 
 
 def test_rolled_back_once_every_replica_routes_without_it():

@@ -61,6 +61,16 @@ def test_a_hold_keeps_its_step_and_who_resumes_answers_for_what_was_before(conn,
     assert (resumed.step, resumed.steps, resumed.trusted_step, resumed.fdr_index) == (1, (2.0, 5.0, 9.0), 3, 1)
 
 
+def test_what_a_person_opened_has_no_canary_to_hold(conn, trial):
+    trials.move(conn, trial, Stage.REJECTED, 1.0, reason="no")
+    who = {"line": "desk", "candidate": "desk@v3", "champion": None, "policy": trial.policy, "now": 2.0}
+    by_hand = trials.move(conn, trials.begin(conn, **who, is_operator=True), Stage.PROMOTING, 3.0, reason="operator: promote")
+    with pytest.raises(Conflict, match="no canary to hold"):
+        trials.move(conn, by_hand, Stage.HOLD, 4.0, reason="operator: pause")
+    assert trials.ends(conn, "desk", 9) == [(1.0, "rejected")]
+    assert trials.ends(conn, "other", 9) == []
+
+
 def test_of_two_that_move_it_one_is_told(conn, trial):
     canary = trials.move(conn, trial, Stage.CANARY, 2.0, reason="verified")
     with pytest.raises(Conflict, match="not verifying any more"):
