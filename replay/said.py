@@ -14,7 +14,7 @@ from sqlalchemy import Connection, RowMapping, Select, func, select, tuple_
 from replay.examples import State
 from replay.guard import Share, Standing
 from replay.records import FeedbackStatus, Source
-from replay.tables import example, feedback, interaction, opinion, vote
+from replay.tables import example, feedback, interaction, opinion, ruling, vote
 
 MOST = 10_000
 """Rows that one look reads: the writer has others to serve."""
@@ -29,6 +29,9 @@ _CORRECTED = (
     .where(_correction.c.interaction_id == interaction.c.id, _correction.c.state != State.FORGOTTEN)
     .exists()
 )
+_RELEASED = (
+    select(ruling.c.feedback_id).where(ruling.c.feedback_id == feedback.c.id, ruling.c.state == Standing.RELEASED).exists()
+)
 _SAID = (
     select(
         feedback.c.id,
@@ -40,6 +43,7 @@ _SAID = (
         feedback.c.seq,
         interaction.c.unit,
         _CORRECTED.label("is_corrected"),
+        _RELEASED.label("is_released"),
     )
     .join(interaction, interaction.c.id == feedback.c.inference_id)
     .where(~_KNOWN)
@@ -134,7 +138,7 @@ _JUDGED = select(opinion.c.interaction_id, opinion.c.other_id).where(
 
 
 def _two(value: Any) -> tuple[str, str]:
-    """The better and the worse reply's id, or nothing: a tie teaches nothing,."""
+    """The better and the worse reply's id, or nothing: a tie teaches nothing."""
     said = value if isinstance(value, dict) and not value.get("tied") else {}
     return str(said.get("preferred", "")), str(said.get("other", ""))
 
@@ -147,5 +151,6 @@ def _said(
     row: RowMapping, source: Source, interaction_id: str, other_id: str | None, *, is_good: bool = True, is_free: bool = False
 ) -> Said:
     principal = f"{row['principal']}/{row['unit']}"
+    is_free = is_free or bool(row["is_released"])
     share = Share(row["id"], row["principal"], principal, (row["occurred_at"], row["seq"]), is_free=is_free)
     return Said(row["id"], source, interaction_id, other_id, is_good, share)
