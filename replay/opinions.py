@@ -15,10 +15,10 @@ from pathlib import Path
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
-from replay import said, vetting
+from replay import caps, said, vetting
 from replay.admission import Reason, refusal
 from replay.examples import State
-from replay.guard import Guard, Share, Standing, echo, excess, standing
+from replay.guard import Guard, Share, Standing, echo, standing
 from replay.hygiene import has_markers, has_turns
 from replay.intake import chunks, interaction
 from replay.records import Interaction, Message, Opinion, Source, Split, Wanted, asked_digest, split_of
@@ -137,8 +137,11 @@ def _take(
     guard: Guard | None,
     folder: Path | None,
 ) -> None:
-    """Reserve opinions of one kind, unless there are too few of them; what cannot be learned from is written down at once."""
-    over = excess([one.share for one in found], guard) if guard else {}
+    """Reserve opinions of one kind, unless there are too few of them; what cannot be learned from is written down at once.
+
+    What is over a cap is held once there is enough: as long as too little waits, more may come and the cap be another.
+    """
+    over = caps.over(conn, line, found, guard)
     newest = [one for one in found if one.share.id not in over][: wanted.max_items]
     if not _is_enough([one.is_good for one in newest], wanted, minority):
         return
@@ -153,6 +156,7 @@ def _take(
     if _is_enough([one.is_good for one, made in taken if made.split is Split.TRAIN], wanted, minority):
         held = {"job": job, "state": State.RESERVED}
         rows += [_row(one, line) | held | {"split": made.split, "body": _body(made)} for one, made in taken]
+        rows += [_stopped(conn, line, one, over[one.feedback_id]) for one in found if one.feedback_id in over]
     for chunk in chunks(rows):
         conn.execute(delete(opinion).where(opinion.c.feedback_id.in_([row["feedback_id"] for row in chunk])))  # given back before
         conn.execute(insert(opinion), chunk)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, RowMapping, Select, func, select, tuple_
 
 from replay.examples import State
-from replay.guard import Share, Standing
+from replay.guard import CAPS, Share, Standing
 from replay.records import FeedbackStatus, Source
 from replay.tables import example, feedback, interaction, opinion, ruling, vote
 
@@ -116,6 +116,22 @@ def picks(conn: Connection, line: str) -> list[Said]:
     return found
 
 
+def taken(conn: Connection, line: str, since: float, *, are_thumbs: bool) -> list[Share]:
+    """Who gave the thumbs, or the pairs, that jobs took of what came since then, and those that a cap holds."""
+    held = (opinion.c.state == Standing.HELD) & opinion.c.reason.in_(CAPS)
+    is_so = (opinion.c.line == line, opinion.c.state.in_([State.RESERVED, State.TRAINED]) | held)
+    names = ("id", "principal", "occurred_at", "seq")
+    query = (
+        select(*(feedback.c[name] for name in names), interaction.c.unit, _RELEASED.label("is_released"))
+        .join(opinion, opinion.c.feedback_id == feedback.c.id)
+        .join(interaction, interaction.c.id == feedback.c.inference_id)
+        .where(*is_so, (opinion.c.source == Source.THUMB) == are_thumbs, feedback.c.received_at >= since)
+        .order_by(feedback.c.seq.desc())
+        .limit(MOST)
+    )
+    return [_share(row) for row in _rows(conn, query)]
+
+
 def _votes(line: str, good: Mapping[str, bool]) -> Select[Any]:
     newer = vote.alias()
     said = feedback.alias()
@@ -150,7 +166,9 @@ def _rows(conn: Connection, query: Select[Any]) -> Sequence[RowMapping]:
 def _said(
     row: RowMapping, source: Source, interaction_id: str, other_id: str | None, *, is_good: bool = True, is_free: bool = False
 ) -> Said:
-    principal = f"{row['principal']}/{row['unit']}"
-    is_free = is_free or bool(row["is_released"])
-    share = Share(row["id"], row["principal"], principal, (row["occurred_at"], row["seq"]), is_free=is_free)
-    return Said(row["id"], source, interaction_id, other_id, is_good, share)
+    return Said(row["id"], source, interaction_id, other_id, is_good, _share(row, is_free=is_free))
+
+
+def _share(row: RowMapping, *, is_free: bool = False) -> Share:
+    principal, order = f"{row['principal']}/{row['unit']}", (row["occurred_at"], row["seq"])
+    return Share(row["id"], row["principal"], principal, order, is_free=is_free or bool(row["is_released"]))
