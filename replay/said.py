@@ -13,7 +13,7 @@ from sqlalchemy import Connection, RowMapping, Select, func, select, tuple_
 
 from replay.examples import State
 from replay.guard import CAPS, Share, Standing
-from replay.records import FeedbackStatus, Source
+from replay.records import NOBODY, FeedbackStatus, Source
 from replay.tables import example, feedback, interaction, opinion, ruling, vote
 
 MOST = 10_000
@@ -170,5 +170,6 @@ def _said(
 
 
 def _share(row: RowMapping, *, is_free: bool = False) -> Share:
-    principal, order = f"{row['principal']}/{row['unit']}", (row["occurred_at"], row["seq"])
-    return Share(row["id"], row["principal"], principal, order, is_free=is_free or bool(row["is_released"]))
+    """All that was said of requests that named nobody is one principal's: else whoever names nobody had no cap."""
+    who, order = NOBODY if row["unit"].startswith(NOBODY) else row["unit"], (row["occurred_at"], row["seq"])
+    return Share(row["id"], row["principal"], f"{row['principal']}/{who}", order, is_free=is_free or bool(row["is_released"]))

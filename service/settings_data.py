@@ -33,7 +33,7 @@ class Admission(Closed):
     is_guarded: bool = True
     """False: whatever can be learned from is an example, as it was sent."""
     redacts: bool = True
-    """Replace addresses and numbers of people by placeholders, `<EMAIL_1>`."""
+    """Replace e-mail addresses and numbers of people by placeholders, `<EMAIL_1>`; their names are never found."""
     phone_region: str = Field("US", pattern=r"^[A-Z]{2}$")
     """Country whose telephone numbers may be written without `+`."""
     keep: tuple[str, ...] = ()

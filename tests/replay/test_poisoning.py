@@ -144,6 +144,20 @@ def test_what_is_over_a_cap_waits_for_a_person_and_the_cap_is_the_same_when_a_jo
     assert quarantine.counts(conn)["desk"]["held"] == held
 
 
+@pytest.mark.parametrize(("guard", "gets_through"), [(Guard(), False), (None, True)])
+def test_who_names_nobody_is_one_principal(conn, asked, said, guard, gets_through):
+    attack = [(name, f"nobody-{name}", *rest) for name, _, *rest in mallory(random.Random(0), ATTACKS["reworded"])]
+    give(conn, asked, said, [*crowd(random.Random(0)), *attack], ANONYMOUS, guard)
+    assert (rise_of(learned(conn, "j1", guard)) >= 5) is gets_through
+    assert (quarantine.counts(conn).get("desk", {}) == {"held": {"over_principal_cap": 115}}) is not gets_through
+
+
+def test_where_all_name_nobody_there_is_no_cap(conn, asked, said):
+    played = [(f"c{i}", f"nobody-{i}", f"question {i}", "so", i % 2 == 0) for i in range(100)]
+    give(conn, asked, said, played, ANONYMOUS, Guard())
+    assert len(learned(conn, "j1", Guard())) == 100
+
+
 @pytest.mark.parametrize("people", [1, 2, 3, 20])
 def test_honest_people_who_say_about_as_much_as_each_other_have_no_cap(conn, asked, said, people):
     played = [(f"c{i}", f"u{i % people}", f"question {i}", "so", i % 3 > 0) for i in range(240)]
