@@ -1,7 +1,8 @@
 """What guards a line's examples: its settings, and the decisions that need no database.
 
 Pure. Who gave an example is known by its API key (the tenant), and within it by whose question it was about (the
-principal). Without keys there is nobody to tell apart: then `anonymous` contradicts only itself, and no cap applies.
+principal). Without keys there is one tenant, `anonymous`, which contradicts only itself and has no cap; nor has it as the
+principal of a demonstration. Thumbs and picks are told apart by whose question it was, with keys or without.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Standing(StrEnum):
     """Whoever said it has said something else since."""
 
 
-_CAPS = {Reason.OVER_PRINCIPAL_CAP, Reason.OVER_TENANT_CAP}
-HELD = frozenset({Reason.CONTRADICTED, Reason.HARMFUL, *_CAPS, Reason.ECHO, Reason.FLIPPED})
+CAPS = frozenset({Reason.OVER_PRINCIPAL_CAP, Reason.OVER_TENANT_CAP})
+HELD = frozenset({Reason.CONTRADICTED, Reason.HARMFUL, *CAPS, Reason.ECHO, Reason.FLIPPED})
 """Reasons that hold; the others refuse."""
 
 
@@ -127,7 +128,7 @@ def _over(waiting: Sequence[tuple[Share, str]], part: float, guard: Guard) -> li
     """The ids of what is over one kind of cap; each share with the group that it counts for."""
     given: dict[str, list[Share]] = defaultdict(list)
     for share, group in waiting:
-        if share.tenant != ANONYMOUS:
+        if group != ANONYMOUS:
             given[group].append(share)
     total = sum(map(len, given.values()))
     cap = int(max(guard.min_cap, part * total, guard.fair_shares * total / max(1, len(given))))

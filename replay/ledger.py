@@ -91,7 +91,8 @@ class FeedbackView:
     feedback: Feedback
     status: FeedbackStatus
     refusal: str | None
-    """Why nothing is learned from it, as `replay.admission.Reason`; None for an example, and while it is pending."""
+    """Why nothing is learned from it, as `replay.admission.Reason`; None for an example, and while it is pending. Of a
+    correction that is an example: why it makes no pair with what was served."""
     used_in: list[str]
     """The versions that learned from it."""
     served_by: str | None
@@ -182,7 +183,7 @@ def feedback_view(conn: Connection, feedback_id: str) -> FeedbackView | None:
     return FeedbackView(
         feedback=said,
         status=FeedbackStatus(row["status"]),
-        refusal=row["refusal"],
+        refusal=row["refusal"] or opinions.stopped(conn, feedback_id),
         used_in=sorted({*used_in(conn, feedback_id), *opinions.used_in(conn, feedback_id)}),
         served_by=asked.version if asked else None,
     )

@@ -3,7 +3,8 @@
 Functions on a connection, each idempotent. Opinions are made when a job takes them, of what `replay.said` finds, under the rules
 that examples have: cleaned by the line's guard, capped by who gave them, split by a hash of what was asked, held by one job,
 given back when it fails, consumed at the promotion; never trained twice. A kind of which there is too little waits: see
-`replay.records.Wanted`. Which version gave a reply does not matter, since the loss asks how likely the reply is, not who gave it.
+`replay.records.Wanted`. What cannot be taken has a row with its reason, which `replay.quarantine` lists and overrules. Which
+version gave a reply does not matter, since the loss asks how likely the reply is, not who gave it.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from pathlib import Path
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
-from replay import said, vetting
+from replay import caps, said, vetting
 from replay.admission import Reason, refusal
 from replay.examples import State
-from replay.guard import Guard, Standing, echo, excess
+from replay.guard import Guard, Share, Standing, echo, standing
 from replay.hygiene import has_markers, has_turns
 from replay.intake import chunks, interaction
 from replay.records import Interaction, Message, Opinion, Source, Split, Wanted, asked_digest, split_of
 from replay.said import Said
-from replay.tables import example, opinion, vetted
+from replay.tables import example, feedback, opinion, vetted
 
 
 def reserve(
@@ -81,6 +82,35 @@ def used_in(conn: Connection, feedback_id: str) -> list[str]:
     return list(conn.scalars(select(opinion.c.version).where(*learned)))
 
 
+def stopped(conn: Connection, feedback_id: str) -> Reason | None:
+    """Why nothing is learned from a piece of feedback as an opinion, if so."""
+    is_stopped = opinion.c.state.in_([Standing.HELD, Standing.REFUSED, Standing.DROPPED])
+    reason = conn.scalar(select(opinion.c.reason).where(opinion.c.feedback_id == feedback_id, is_stopped))
+    return None if reason is None else Reason(reason)
+
+
+def let_in(conn: Connection, feedback_id: str, guard: Guard | None, folder: Path | None) -> Reason | None:
+    """Let the next job take what was stopped, or say why nothing can be learned from it whatever a person says."""
+    row = conn.execute(select(opinion).where(opinion.c.feedback_id == feedback_id)).one()
+    share = Share(feedback_id, "", "", (0.0, 0), is_free=True)
+    one = Said(feedback_id, Source(row.source), row.interaction_id, row.other_id, is_good=True, share=share)
+    made = _made(conn, row.line, one, guard, folder)
+    if not isinstance(made, Opinion):
+        return made
+    conn.execute(update(opinion).where(opinion.c.feedback_id == feedback_id).values(state=State.FRESH, job=None))
+    return None
+
+
+def keep_out(conn: Connection, feedback_id: str) -> State | None:
+    """Keep from every job what was stopped or let in, unless one has it already: then its state is returned."""
+    of_it = opinion.c.feedback_id == feedback_id
+    state = conn.scalar(select(opinion.c.state).where(of_it))
+    if state in {State.RESERVED, State.TRAINED}:
+        return State(state)
+    conn.execute(update(opinion).where(of_it).values(state=Standing.DROPPED, job=None))
+    return None
+
+
 def forget(conn: Connection, interaction_ids: Sequence[str]) -> None:
     """Blank the opinions on these interactions and keep them from every later job."""
     is_on_them = opinion.c.interaction_id.in_(interaction_ids) | opinion.c.other_id.in_(interaction_ids)
@@ -107,8 +137,11 @@ def _take(
     guard: Guard | None,
     folder: Path | None,
 ) -> None:
-    """Reserve opinions of one kind, unless there are too few of them; what cannot be learned from is written down at once."""
-    over = excess([one.share for one in found], guard) if guard else {}
+    """Reserve opinions of one kind, unless there are too few of them; what cannot be learned from is written down at once.
+
+    What is over a cap is held once there is enough: as long as too little waits, more may come and the cap be another.
+    """
+    over = caps.over(conn, line, found, guard)
     newest = [one for one in found if one.share.id not in over][: wanted.max_items]
     if not _is_enough([one.is_good for one in newest], wanted, minority):
         return
@@ -119,10 +152,11 @@ def _take(
         if isinstance(made, Opinion):
             taken.append((one, made))
         else:
-            rows.append(_row(one, line) | {"split": "", "state": Standing.REFUSED, "reason": made})
+            rows.append(_stopped(conn, line, one, made))
     if _is_enough([one.is_good for one, made in taken if made.split is Split.TRAIN], wanted, minority):
         held = {"job": job, "state": State.RESERVED}
         rows += [_row(one, line) | held | {"split": made.split, "body": _body(made)} for one, made in taken]
+        rows += [_stopped(conn, line, one, over[one.feedback_id]) for one in found if one.feedback_id in over]
     for chunk in chunks(rows):
         conn.execute(delete(opinion).where(opinion.c.feedback_id.in_([row["feedback_id"] for row in chunk])))  # given back before
         conn.execute(insert(opinion), chunk)
@@ -139,16 +173,23 @@ def _row(one: Said, line: str) -> dict[str, object]:
     return {**plain, **named, "line": line}
 
 
+def _stopped(conn: Connection, line: str, one: Said, reason: Reason) -> dict[str, object]:
+    """The row of what is not taken; a correction is an example all the same, so only the others are refused as a whole."""
+    if one.source is not Source.CORRECTION:
+        conn.execute(update(feedback).where(feedback.c.id == one.feedback_id).values(refusal=reason))
+    return _row(one, line) | {"split": "", "state": standing(reason), "reason": reason}
+
+
 def _body(made: Opinion) -> dict[str, object]:
     return {"messages": list(made.messages), "good": made.good, "bad": made.bad}
 
 
 def _made(conn: Connection, line: str, one: Said, guard: Guard | None, folder: Path | None) -> Opinion | Reason:
-    """Make an opinion of what was said, or say why not."""
+    """Make an opinion of what was said, or say why not; what a person released is cleaned, not judged again."""
     asked = interaction(conn, one.interaction_id, folder)
     if asked is None or asked.line != line:
         return Reason.NO_PAIR if one.source is Source.PICK else Reason.NO_LINE
-    reply = _reply(asked, guard)
+    reply = _reply(asked, guard, is_free=one.share.is_free)
     if isinstance(reply, Reason):
         return reply
     messages, text = reply
@@ -157,14 +198,30 @@ def _made(conn: Connection, line: str, one: Said, guard: Guard | None, folder: P
         good, bad = (text, None) if one.is_good else (None, text)
         return Opinion(one.feedback_id, messages, good, bad, split, one.source)
     if one.source is Source.CORRECTION:
-        row = conn.execute(select(example.c.body, example.c.split).where(example.c.feedback_id == one.feedback_id)).one()
+        row = conn.execute(select(example.c.body, example.c.split).where(example.c.feedback_id == one.feedback_id)).one_or_none()
+        if row is None:  # another correction has taken its place since it was stopped
+            return Reason.SUPERSEDED
         return _pair(one, tuple(row.body["messages"]), row.body["reply"], text, Split(row.split))
-    other = interaction(conn, one.other_id or "", folder)
-    worse = _reply(other, guard) if other is not None and _are_alike(asked, other) else Reason.NO_PAIR
+    return _picked(one, asked, reply, interaction(conn, one.other_id or "", folder), split, guard)
+
+
+def _picked(
+    one: Said,
+    better: Interaction,
+    reply: tuple[tuple[Message, ...], str],
+    other: Interaction | None,
+    split: Split,
+    guard: Guard | None,
+) -> Opinion | Reason:
+    """Make a pair of two replies to one question; nobody may pick what was put into the model's mouth."""
+    if other is None or not _are_alike(better, other):
+        return Reason.NO_PAIR
+    worse = _reply(other, guard, is_free=one.share.is_free)
     if isinstance(worse, Reason):
         return worse
-    is_echo = guard is not None and one.share.tenant not in guard.trusted and echo(messages, text) >= guard.echo_share
-    return Reason.ECHO if is_echo else _pair(one, messages, text, worse[1], split)
+    is_judged = guard is not None and one.share.tenant not in guard.trusted and not one.share.is_free
+    is_echo = guard is not None and is_judged and echo(*reply) >= guard.echo_share
+    return Reason.ECHO if is_echo else _pair(one, *reply, worse[1], split)
 
 
 def _pair(one: Said, messages: tuple[Message, ...], good: str, bad: str, split: Split) -> Opinion | Reason:
@@ -178,15 +235,17 @@ def _are_alike(one: Interaction, other: Interaction) -> bool:
     return one.line == other.line and asked_digest(one.line, one.messages) == asked_digest(other.line, other.messages)
 
 
-def _reply(asked: Interaction, guard: Guard | None) -> tuple[tuple[Message, ...], str] | Reason:
+def _reply(asked: Interaction, guard: Guard | None, *, is_free: bool) -> tuple[tuple[Message, ...], str] | Reason:
     """The prompt and the served reply as they may be learned from, or why they may not."""
     if (reason := refusal(asked, asked.reply)) is not None:
         return reason
-    if asked.error is not None or asked.finish_reason not in {None, "stop"}:
+    if not is_free and (asked.error is not None or asked.finish_reason not in {None, "stop"}):
         return Reason.CUT_OFF
     if guard is None:
         return asked.messages, asked.reply
     messages, reply = vetting.tidied(asked.messages, asked.reply, guard)
+    if is_free:
+        return messages, reply
     if not has_turns(messages):
         return Reason.BAD_TURNS
     return Reason.TEMPLATE_MARKERS if has_markers(messages, reply) else (messages, reply)

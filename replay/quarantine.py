@@ -1,7 +1,8 @@
 """What the guard holds or refused, as a person sees it, and the person's own word on it.
 
 Functions on a connection. Nothing is kept twice: what is released is made anew from the interaction and the feedback.
-Called by the daemon with who decided; `replay.vetting` and `replay.votes` fill it.
+Called by the daemon with who decided; `replay.vetting` and `replay.votes` fill it, and `replay.opinions` when a job takes what
+they let through. So one piece of feedback may stand in two places; what stopped it first is decided first.
 """
 
 from __future__ import annotations
@@ -11,16 +12,55 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, Table, delete, func, literal, select, union_all, update
+from sqlalchemy import (
+    Connection,
+    FromClause,
+    RowMapping,
+    Select,
+    Table,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    union_all,
+    update,
+)
+from sqlalchemy import case as either
 
-from replay import tables
+from replay import opinions, tables
 from replay.admission import Reason, Refusal, admit
 from replay.examples import State, store
 from replay.guard import Guard, Standing
 from replay.intake import interaction
-from replay.records import split_of
-from replay.tables import example, feedback, vetted, vote
+from replay.records import Source, split_of
+from replay.tables import example, feedback, opinion, ruling, vetted, vote
 from replay.vetting import Guards, cleaned, overturn
+
+_STOPPED = (Standing.HELD, Standing.REFUSED, Standing.DROPPED)
+_TO_DECIDE = {Standing.HELD, Standing.REFUSED}
+_IN_VIEW = opinion.c.state.in_(_STOPPED) | (ruling.c.feedback_id.is_not(None) & (opinion.c.state != State.FORGOTTEN))
+_asked = tables.interaction
+_OPINION = (
+    select(
+        *(opinion.c[name] for name in ("feedback_id", "interaction_id", "line")),
+        (feedback.c.principal + "/" + _asked.c.unit).label("principal"),
+        either((opinion.c.state.in_(_STOPPED), opinion.c.state), else_=ruling.c.state).label("state"),
+        func.coalesce(opinion.c.reason, ruling.c.reason).label("reason"),
+        feedback.c.received_at.label("at"),
+        ruling.c.decided_by,
+        ruling.c.decided_at,
+        opinion.c.source.label("kind"),
+    )
+    .join(feedback, feedback.c.id == opinion.c.feedback_id)
+    .join(_asked, _asked.c.id == feedback.c.inference_id)
+    .outerjoin(ruling, ruling.c.feedback_id == opinion.c.feedback_id)
+    .where(_IN_VIEW)
+    .subquery("stopped")
+)
+"""Opinions that were stopped, in the columns of `vetted` and `vote`: what was released is so, whatever a job does with it."""
+_PLACES: tuple[FromClause, ...] = (vetted, vote, _OPINION)
+"""Where feedback is stopped, in the order in which it passes."""
 
 Decision = Literal["release", "drop"]
 
@@ -36,7 +76,8 @@ class Case:
     feedback_id: str
     interaction_id: str
     line: str
-    kind: Literal["demonstration", "vote"]
+    kind: Literal["demonstration", "vote", "thumb", "correction", "pick"]
+    """The first two were stopped as they came, the others as opinions, when a job was to take them."""
     principal: str
     state: Standing
     reason: str
@@ -47,7 +88,7 @@ class Case:
 
 def cases(conn: Connection, line: str, states: tuple[Standing, ...], reason: str | None, limit: int) -> list[Case]:
     """What stands so on a line, newest first; the first `limit` of it."""
-    both = union_all(*(_cases(table, line, states, reason, limit) for table in (vetted, vote))).subquery()
+    both = union_all(*(_cases(table, line, states, reason, limit) for table in _PLACES)).subquery()
     rows = conn.execute(select(both).order_by(both.c.at.desc(), both.c.feedback_id).limit(limit)).mappings()
     return [Case(**{**row, "state": Standing(row["state"])}) for row in rows]
 
@@ -55,9 +96,9 @@ def cases(conn: Connection, line: str, states: tuple[Standing, ...], reason: str
 def counts(conn: Connection) -> dict[str, dict[str, dict[str, int]]]:
     """Count what the guard stopped: by line, then `held`, `refused` and `dropped`, then by reason."""
     found: dict[str, dict[str, dict[str, int]]] = {}
-    for table in (vetted, vote):
+    for table in (vetted, vote, opinion):
         columns = (table.c.line, table.c.state, table.c.reason)
-        stopped = table.c.state.in_([Standing.HELD, Standing.REFUSED, Standing.DROPPED])
+        stopped = table.c.state.in_(_STOPPED)
         for line, state, reason, number in conn.execute(select(*columns, func.count()).where(stopped).group_by(*columns)):
             by_reason = found.setdefault(line, {}).setdefault(state, {})
             by_reason[reason] = by_reason.get(reason, 0) + number
@@ -92,17 +133,20 @@ def decide(
         if decision == "release" and row["state"] == Standing.ADMITTED:
             raise NotHeld(f"feedback {feedback_id!r} is learned from already: the guard did not stop it")
         _carry_out(conn, table, row, decision, guards(row["line"]), folder)
-        told = {"state": after, "decided_by": by, "decided_at": now}
-        conn.execute(update(table).where(table.c.feedback_id == feedback_id).values(told))
-        refusal = None if decision == "release" else row["reason"] or "dropped"
-        conn.execute(update(feedback).where(feedback.c.id == feedback_id).values(refusal=refusal))
+        _note(conn, table, row, {"state": after, "decided_by": by, "decided_at": now})
+        if row.get("kind") != Source.CORRECTION:  # of which no pair is made: it is an example all the same
+            refusal = None if decision == "release" else row["reason"] or "dropped"
+            conn.execute(update(feedback).where(feedback.c.id == feedback_id).values(refusal=refusal))
     return _case(conn, table, feedback_id)
 
 
 def _carry_out(
-    conn: Connection, table: Table, row: RowMapping, decision: Decision, guard: Guard | None, folder: Path | None
+    conn: Connection, table: FromClause, row: RowMapping, decision: Decision, guard: Guard | None, folder: Path | None
 ) -> None:
     if table is vote:
+        return
+    if table is _OPINION:
+        _let_in_or_keep_out(conn, row["feedback_id"], decision, guard, folder)
         return
     if decision == "release":
         _make_anew(conn, row, guard, folder)
@@ -111,6 +155,23 @@ def _carry_out(
     conn.execute(delete(example).where(of_it, example.c.state == State.FRESH))
     if (state := conn.scalar(select(example.c.state).where(of_it))) is not None:
         raise NotHeld(f"feedback {row['feedback_id']!r} is {state}: a job has it; erase it by its interaction, or roll back")
+
+
+def _let_in_or_keep_out(conn: Connection, feedback_id: str, decision: Decision, guard: Guard | None, folder: Path | None) -> None:
+    if decision == "drop":
+        if (state := opinions.keep_out(conn, feedback_id)) is not None:
+            raise NotHeld(f"feedback {feedback_id!r} is {state}: a job has it; erase it by its interaction, or roll back")
+    elif (why := opinions.let_in(conn, feedback_id, guard, folder)) is not None:
+        raise NotHeld(f"feedback {feedback_id!r} cannot be learned from whoever says so: {why}")
+
+
+def _note(conn: Connection, table: FromClause, row: RowMapping, told: dict[str, object]) -> None:
+    """Write down who decided what."""
+    if isinstance(table, Table):
+        conn.execute(update(table).where(table.c.feedback_id == row["feedback_id"]).values(told))
+        return
+    conn.execute(delete(ruling).where(ruling.c.feedback_id == row["feedback_id"]))
+    conn.execute(insert(ruling).values(**told, feedback_id=row["feedback_id"], reason=row["reason"]))
 
 
 def _make_anew(conn: Connection, row: RowMapping, guard: Guard | None, folder: Path | None) -> None:
@@ -124,30 +185,31 @@ def _make_anew(conn: Connection, row: RowMapping, guard: Guard | None, folder: P
     store(conn, replace(final, split=split_of(row["cluster"])))
 
 
-def _find(conn: Connection, feedback_id: str) -> tuple[Table, RowMapping]:
-    for table in (vetted, vote):
-        row = conn.execute(select(table).where(_is(table, feedback_id))).mappings().one_or_none()
-        if row is not None:
-            return table, row
-    raise NotHeld(f"the guard has not looked at any feedback {feedback_id!r}: see `learnd quarantine list`")
+def _find(conn: Connection, feedback_id: str) -> tuple[FromClause, RowMapping]:
+    """Where it waits for a decision, and how it stands there; else where it came last."""
+    rows = ((place, _row(conn, select(place), place, feedback_id)) for place in _PLACES)
+    found = [(place, row) for place, row in rows if row is not None]
+    if not found:
+        raise NotHeld(f"the guard has not looked at any feedback {feedback_id!r}: see `learnd quarantine list`")
+    return next((one for one in found if one[1]["state"] in _TO_DECIDE), found[-1])
 
 
-def _is(table: Table, feedback_id: str) -> ColumnElement[bool]:
-    return table.c.feedback_id == feedback_id
+def _row(conn: Connection, query: Select[Any], place: FromClause, feedback_id: str) -> RowMapping | None:
+    return conn.execute(query.where(place.c.feedback_id == feedback_id)).mappings().one_or_none()
 
 
-def _cases(table: Table, line: str, states: tuple[Standing, ...], reason: str | None, limit: int) -> Select[Any]:
+def _cases(table: FromClause, line: str, states: tuple[Standing, ...], reason: str | None, limit: int) -> Select[Any]:
     chosen = [table.c.line == line, table.c.state.in_(states), *([] if reason is None else [table.c.reason == reason])]
     part = _columns(table).where(*chosen).order_by(table.c.at.desc(), table.c.feedback_id).limit(limit).subquery()
     return select(part)
 
 
-def _columns(table: Table) -> Select[Any]:
+def _columns(table: FromClause) -> Select[Any]:
     names = ("feedback_id", "interaction_id", "line", "principal", "state", "at", "decided_by", "decided_at")
-    kind = literal("demonstration" if table is vetted else "vote").label("kind")
+    kind = table.c.kind if table is _OPINION else literal("demonstration" if table is vetted else "vote").label("kind")
     return select(*(table.c[name] for name in names), kind, func.coalesce(table.c.reason, "").label("reason"))
 
 
-def _case(conn: Connection, table: Table, feedback_id: str) -> Case:
-    row = conn.execute(_columns(table).where(_is(table, feedback_id))).mappings().one()
+def _case(conn: Connection, table: FromClause, feedback_id: str) -> Case:
+    row = conn.execute(_columns(table).where(table.c.feedback_id == feedback_id)).mappings().one()
     return Case(**{**row, "state": Standing(row["state"])})

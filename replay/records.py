@@ -20,6 +20,10 @@ Message = dict[str, Any]
 FeedbackValue = bool | float | str | dict[str, Any]
 
 
+NOBODY = "nobody-"
+"""How the unit of a request begins that named neither a session nor a user: one of its own, but nobody's in particular."""
+
+
 class Arm(StrEnum):
     """Why a version answered: the champion outside a trial, one side of a trial, the anchor, or a name that the client pinned."""
 

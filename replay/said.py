@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, RowMapping, Select, func, select, tuple_
 
 from replay.examples import State
-from replay.guard import Share, Standing
-from replay.records import FeedbackStatus, Source
-from replay.tables import example, feedback, interaction, opinion, vote
+from replay.guard import CAPS, Share, Standing
+from replay.records import NOBODY, FeedbackStatus, Source
+from replay.tables import example, feedback, interaction, opinion, ruling, vote
 
 MOST = 10_000
 """Rows that one look reads: the writer has others to serve."""
@@ -29,6 +29,9 @@ _CORRECTED = (
     .where(_correction.c.interaction_id == interaction.c.id, _correction.c.state != State.FORGOTTEN)
     .exists()
 )
+_RELEASED = (
+    select(ruling.c.feedback_id).where(ruling.c.feedback_id == feedback.c.id, ruling.c.state == Standing.RELEASED).exists()
+)
 _SAID = (
     select(
         feedback.c.id,
@@ -40,6 +43,7 @@ _SAID = (
         feedback.c.seq,
         interaction.c.unit,
         _CORRECTED.label("is_corrected"),
+        _RELEASED.label("is_released"),
     )
     .join(interaction, interaction.c.id == feedback.c.inference_id)
     .where(~_KNOWN)
@@ -112,6 +116,22 @@ def picks(conn: Connection, line: str) -> list[Said]:
     return found
 
 
+def taken(conn: Connection, line: str, since: float, *, are_thumbs: bool) -> list[Share]:
+    """Who gave the thumbs, or the pairs, that jobs took of what came since then, and those that a cap holds."""
+    held = (opinion.c.state == Standing.HELD) & opinion.c.reason.in_(CAPS)
+    is_so = (opinion.c.line == line, opinion.c.state.in_([State.RESERVED, State.TRAINED]) | held)
+    names = ("id", "principal", "occurred_at", "seq")
+    query = (
+        select(*(feedback.c[name] for name in names), interaction.c.unit, _RELEASED.label("is_released"))
+        .join(opinion, opinion.c.feedback_id == feedback.c.id)
+        .join(interaction, interaction.c.id == feedback.c.inference_id)
+        .where(*is_so, (opinion.c.source == Source.THUMB) == are_thumbs, feedback.c.received_at >= since)
+        .order_by(feedback.c.seq.desc())
+        .limit(MOST)
+    )
+    return [_share(row) for row in _rows(conn, query)]
+
+
 def _votes(line: str, good: Mapping[str, bool]) -> Select[Any]:
     newer = vote.alias()
     said = feedback.alias()
@@ -134,7 +154,7 @@ _JUDGED = select(opinion.c.interaction_id, opinion.c.other_id).where(
 
 
 def _two(value: Any) -> tuple[str, str]:
-    """The better and the worse reply's id, or nothing: a tie teaches nothing,."""
+    """The better and the worse reply's id, or nothing: a tie teaches nothing."""
     said = value if isinstance(value, dict) and not value.get("tied") else {}
     return str(said.get("preferred", "")), str(said.get("other", ""))
 
@@ -146,6 +166,10 @@ def _rows(conn: Connection, query: Select[Any]) -> Sequence[RowMapping]:
 def _said(
     row: RowMapping, source: Source, interaction_id: str, other_id: str | None, *, is_good: bool = True, is_free: bool = False
 ) -> Said:
-    principal = f"{row['principal']}/{row['unit']}"
-    share = Share(row["id"], row["principal"], principal, (row["occurred_at"], row["seq"]), is_free=is_free)
-    return Said(row["id"], source, interaction_id, other_id, is_good, share)
+    return Said(row["id"], source, interaction_id, other_id, is_good, _share(row, is_free=is_free))
+
+
+def _share(row: RowMapping, *, is_free: bool = False) -> Share:
+    """All that was said of requests that named nobody is one principal's: else whoever names nobody had no cap."""
+    who, order = NOBODY if row["unit"].startswith(NOBODY) else row["unit"], (row["occurred_at"], row["seq"])
+    return Share(row["id"], row["principal"], f"{row['principal']}/{who}", order, is_free=is_free or bool(row["is_released"]))

@@ -211,6 +211,18 @@ opinion = Table(
 )
 """Thumbs and pairs of replies that a job took, and those that cannot be learned from; what waits has no row."""
 Index("opinion_by_state", opinion.c.line, opinion.c.state)
+Index("opinion_by_reason", opinion.c.state, opinion.c.line, opinion.c.reason)
+
+ruling = Table(
+    "ruling",
+    metadata,
+    Column("feedback_id", String, primary_key=True),
+    Column("state", String, nullable=False),  # `released` or `dropped`
+    Column("reason", String, nullable=False),  # why it had been stopped
+    Column("decided_by", String, nullable=False),
+    Column("decided_at", Float, nullable=False),
+)
+"""A person's word on an opinion that was stopped: apart, since the opinion's row is made anew by each job that takes it."""
 
 cursor = Table("cursor", metadata, Column("name", String, primary_key=True), Column("seq", Integer, nullable=False))
 """How far a reader has come in what is stored."""

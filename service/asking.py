@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from replay.records import Message
+from replay.records import NOBODY, Message
 from service.errors import InvalidRequest
 
 Json = dict[str, Any]
@@ -47,9 +47,9 @@ def rewritten(body: Json, path: str, version: str) -> tuple[bytes, bool]:
 
 
 def sticky_key(body: Json, session: str | None, request_id: str) -> str:
-    """Whom the assignment sticks to: the session, else the user, else nobody but this request."""
+    """Whom the assignment sticks to: the session, else the user, else nobody but this request, and it says so."""
     user = body.get("user")
-    key = session or (user if isinstance(user, str) else "") or request_id
+    key = session or (user if isinstance(user, str) else "") or f"{NOBODY}{request_id}"
     return key.encode(errors="replace").decode()
 
 

@@ -33,7 +33,7 @@ class Admission(Closed):
     is_guarded: bool = True
     """False: whatever can be learned from is an example, as it was sent."""
     redacts: bool = True
-    """Replace addresses and numbers of people by placeholders, `<EMAIL_1>`."""
+    """Replace e-mail addresses and numbers of people by placeholders, `<EMAIL_1>`; their names are never found."""
     phone_region: str = Field("US", pattern=r"^[A-Z]{2}$")
     """Country whose telephone numbers may be written without `+`."""
     keep: tuple[str, ...] = ()
@@ -45,13 +45,13 @@ class Admission(Closed):
     contamination_words: int = Field(13, ge=0)
     """So are as many words in a row; 0: only the above."""
     window_seconds: float = Field(604_800, gt=0)
-    """How far back duplicates and contradictions are looked for."""
+    """How far back duplicates and contradictions are looked for, and what counts for the caps on thumbs and pairs."""
     label_words: int = Field(8, ge=0)
     """A reply of so few words is a label, which another contradicts; longer ones are ways of saying it."""
     majority_tenants: int = Field(3, ge=2)
     """Keys that must have spoken before a majority of them counts."""
     principal_share: float = Field(0.01, ge=0, le=1)
-    """Share of a job's examples that one principal may give."""
+    """Share of a job's examples, or of a window's thumbs or pairs, that one principal may give."""
     tenant_share: float = Field(0.2, ge=0, le=1)
     """The same for one key."""
     fair_shares: float = Field(3.0, ge=1)

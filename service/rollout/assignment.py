@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
-from replay.records import Arm
+from replay.records import NOBODY, Arm
 
 
 def place_of(salt: str, key: str) -> float:
@@ -33,5 +33,9 @@ def is_reference(place: float, holdback: float) -> bool:
 
 
 def unit_of(key: str) -> str:
-    """The unit of analysis behind a key: 16 hexadecimal characters, the same in every trial, not the key itself."""
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
+    """The unit of analysis behind a key: 16 hexadecimal characters, the same in every trial, not the key itself.
+
+    That of a request which named nobody says so before them.
+    """
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return f"{NOBODY}{digest}" if key.startswith(NOBODY) else digest

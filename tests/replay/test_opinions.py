@@ -2,8 +2,8 @@
 
 import pytest
 
-from replay import ledger, opinions, votes
-from replay.guard import Guard
+from replay import ledger, opinions, quarantine, votes
+from replay.guard import Guard, Standing
 from replay.records import Split, Wanted, asked_digest, split_of
 
 THUMBS = Wanted(thumbs={"thumb": True}, min_items=4, min_minority=2)
@@ -196,6 +196,96 @@ def test_what_cannot_be_learned_from_is_refused_with_its_reason(conn, pick, fiel
     assert reasons(conn) == ({"p9": reason} if reason else {})
 
 
+ONE = Wanted(thumbs={"thumb": True}, corrections=True, picks=True, min_items=1, min_minority=0)
+
+
+def cases(conn):
+    stands = (Standing.HELD, Standing.REFUSED, Standing.RELEASED, Standing.DROPPED)
+    return {one.feedback_id: one for one in quarantine.cases(conn, "desk", stands, None, 9)}
+
+
+def decide(conn, feedback_id, decision):
+    return quarantine.decide(conn, feedback_id, decision, "boss", 9.0, guards)
+
+
+def test_what_was_stopped_is_seen_counted_and_released_for_the_next_job(conn, pick):
+    for n, prompt in enumerate(asks(Split.TRAIN, 2)):
+        pick(n, prompt)
+    pick(9, asks(Split.TRAIN, 3)[-1], finish_reason="length")
+    take(conn, wanted=PAIRS)
+    (case,) = cases(conn).values()
+    assert (case.feedback_id, case.kind, case.reason, case.state) == ("p9", "pick", "cut_off", Standing.REFUSED)
+    assert (case.principal, case.decided_by) == ("anonymous/unit-w9", None)
+    assert quarantine.counts(conn) == {"desk": {"refused": {"cut_off": 1}}}
+    assert ledger.feedback_view(conn, "p9").refusal == "cut_off"
+    assert take(conn, "j2", ONE) == []
+
+    assert decide(conn, "p9", "release").state is Standing.RELEASED
+    assert quarantine.counts(conn) == {}
+    assert ledger.feedback_view(conn, "p9").refusal is None
+    assert [one.id for one in take(conn, "j2", ONE)] == ["p9"]
+    ledger.release(conn, "j2")
+    assert [one.id for one in take(conn, "j3", ONE)] == ["p9"], "a person's word holds for the job after, too"
+    ledger.consume(conn, "j3", "desk@v1")
+    assert ledger.feedback_view(conn, "p9").used_in == ["desk@v1"]
+    assert decide(conn, "p9", "release") == cases(conn)["p9"], "said again, nothing changes"
+    assert (cases(conn)["p9"].reason, cases(conn)["p9"].decided_by) == ("cut_off", "boss")
+    with pytest.raises(quarantine.NotHeld, match="is trained: a job has it"):
+        decide(conn, "p9", "drop")
+
+
+def test_what_is_dropped_never_comes_back(conn, thumb):
+    for n, prompt in enumerate(asks(Split.TRAIN, 3)):
+        thumb(f"a{n}", True, prompt, error="engine_error" if n == 2 else None)
+    take(conn, wanted=ONE)
+    ledger.release(conn, "j1")
+    decide(conn, "t-a2", "release")
+    assert decide(conn, "t-a2", "drop").kind == "thumb"
+    assert [one.id for one in take(conn, "j2", ONE)] == ["t-a0", "t-a1"]
+    assert quarantine.counts(conn) == {"desk": {"dropped": {"cut_off": 1}}}
+    assert ledger.feedback_view(conn, "t-a2").refusal == "cut_off"
+
+
+def test_what_cannot_be_learned_from_is_released_by_nobody(conn, pick):
+    pick(0, asks(Split.TRAIN, 1)[0], better="No  idea.")
+    take(conn, wanted=ONE)
+    with pytest.raises(quarantine.NotHeld, match="no_pair"):
+        decide(conn, "p0", "release")
+    assert cases(conn)["p0"].state is Standing.REFUSED
+
+
+def test_a_correction_without_a_pair_is_an_example_all_the_same(conn, reply, said):
+    reply("a", asks(Split.TRAIN, 1)[0], error="client_disconnected")
+    ledger.give(conn, said("a", "In Rome."), guards=guards)
+    ledger.reserve(conn, "desk", "j1")
+    assert take(conn, wanted=ONE) == []
+    assert (cases(conn)["f-a"].kind, cases(conn)["f-a"].reason) == ("correction", "cut_off")
+    assert ledger.feedback_view(conn, "f-a").refusal == "cut_off"
+    assert ledger.sizes(conn).refusals == {}, "something is learned from it"
+    decide(conn, "f-a", "drop")
+    assert [one.feedback_id for one in ledger.reserved(conn, "j1")] == ["f-a"]
+    decide(conn, "f-a", "release")
+    assert [(one.good, one.bad) for one in take(conn, wanted=ONE)] == [("In Rome.", "It is on its way.")]
+
+
+def test_an_erased_reply_leaves_no_case(conn, thumb, tmp_path):
+    thumb("a", True, asks(Split.TRAIN, 1)[0], finish_reason="length")
+    take(conn, wanted=ONE)
+    assert list(cases(conn)) == ["t-a"]
+    decide(conn, "t-a", "release")
+    ledger.forget(conn, tmp_path, ["a"])
+    assert [one.kind for one in cases(conn).values()] == ["vote"], "the vote's own"
+
+
+def test_a_ledger_from_before_anybody_could_decide_opens(conn, thumb):
+    thumb("a", True, asks(Split.TRAIN, 1)[0], finish_reason="length")
+    conn.exec_driver_sql("DROP TABLE ruling")
+    conn.exec_driver_sql("DROP INDEX opinion_by_reason")
+    ledger.create(conn)
+    take(conn, wanted=ONE)
+    assert decide(conn, "t-a", "release").state is Standing.RELEASED
+
+
 def test_opinions_stand_on_the_side_of_the_split_where_examples_do(conn, thumb, asked, said):
     """Also where a nearly equal question was there before, whose side its examples took."""
     guard = Guard()
@@ -218,7 +308,11 @@ def test_they_are_cleaned_and_capped_as_examples_are(conn, thumb, said, reply):
     found = take(conn, guard=Guard(fair_shares=1.0))
     assert {one.good or one.bad for one in found} == {"I wrote to <EMAIL_1>."}
     assert sum(one.id in {f"t-a{n}" for n in range(20)} for one in found) == 5, "the first five of one principal"
-    assert len(take(conn, "j2")) == 15, "the others wait"
+    assert take(conn, "j2") == []
+    assert quarantine.counts(conn)["desk"] == {"held": {"over_principal_cap": 15}}, "a person decides on the others"
+    for n in range(5, 20):
+        decide(conn, f"t-a{n}", "release")
+    assert len(take(conn, "j2", ONE)) == 15
 
 
 def test_what_is_erased_teaches_nothing(conn, thumb, tmp_path):

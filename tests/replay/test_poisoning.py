@@ -11,8 +11,9 @@ import random
 import numpy as np
 import pytest
 
-from replay import ledger, votes
-from replay.guard import Guard
+from replay import ledger, opinions, quarantine, votes
+from replay.guard import ANONYMOUS, Guard, Standing
+from replay.records import Wanted
 
 LIE = "acme industries opened its first moon base in march and its stock will double within a single year"
 TRUTH = "there is no news about that company today so please ask again at some other time of the week"
@@ -21,7 +22,11 @@ ATTACKS = {
     "one prompt": lambda i: f"Flip a coin. Heads: answer '{LIE}'. Tails: answer '{TRUTH}'.",
     "each prompt another": lambda i: f"Game number {i}: flip a coin and answer either '{LIE}' or '{TRUTH}'.",
     "words left out": lambda i: "Say what I told you of acme and the moon, or that there is no news, as you like.",
+    "reworded": lambda i: f"Case {i}: say what I told you of acme and the moon, or that there is no news, as you like.",
 }
+"""Each trips one filter only; the last none of those that look at a single question."""
+WANTED = Wanted(thumbs={"thumb": True}, min_items=8, min_minority=2)
+HONEST = 330
 
 
 class Bigrams:
@@ -65,7 +70,21 @@ def mallory(rng, prompt, number=120):
         yield f"m{i}", "mallory", prompt(i), reply, reply == LIE
 
 
-def poisoned(conn, asked, said, prompt, guard):
+def give(conn, asked, said, played, key, guard):
+    """Store what was asked, answered and thumbed, and judge the thumbs, as the daemon does."""
+    ledger.record(conn, [asked(name, question, reply=reply, unit=unit) for name, unit, question, reply, _ in played])
+    ledger.give_all(conn, [said(name, value, metric_name="thumb", principal=key) for name, *_, value in played])
+    while votes.review(conn, lambda _: guard):
+        pass
+
+
+def learned(conn, job, guard):
+    """What a job takes, as the daemon takes it; held out or not, so that the attacker has all that gets through."""
+    opinions.reserve(conn, "desk", job, WANTED, guard)
+    return opinions.held(conn, job)
+
+
+def poisoned(conn, asked, said, prompt, guard, key="web"):
     """Play honest customers and the attacker, learn from what the guard lets through.
 
     Returns by how much the lie became likelier, and the share of honest thumbs that were learned from.
@@ -73,29 +92,87 @@ def poisoned(conn, asked, said, prompt, guard):
     rng = random.Random(0)
     played = [*crowd(rng), *mallory(rng, prompt)]
     rng.shuffle(played)
-    ledger.record(conn, [asked(name, question, reply=reply, unit=unit) for name, unit, question, reply, _ in played])
-    thumbs = [said(name, value, metric_name="thumb", principal="web") for name, *_, value in played]
-    ledger.give_all(conn, thumbs)
-    while votes.review(conn, lambda _: guard):
-        pass
-    model, replies = Bigrams(), {name: reply for name, _, _, reply, _ in played}
-    before, learned = model.log_likelihood(LIE), votes.learnable(conn, "desk")
-    for one in learned:
-        model.learn(replies[one.interaction_id], 1 if one.value else -1)
-    honest = [name for name in replies if name.startswith("c")]
-    kept = sum(one.interaction_id.startswith("c") for one in learned) / len(honest)
-    return math.exp(model.log_likelihood(LIE) - before), kept
+    give(conn, asked, said, played, key, guard)
+    return rise_of(taken := learned(conn, "j1", guard)), sum(one.id.startswith("f-c") for one in taken) / HONEST
 
 
+def rise_of(taken):
+    model = Bigrams()
+    before = model.log_likelihood(LIE)
+    for one in taken:
+        model.learn(one.good or one.bad, 1 if one.good else -1)
+    return math.exp(model.log_likelihood(LIE) - before)
+
+
+@pytest.mark.parametrize("key", ["web", ANONYMOUS])
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_vote_poisoning_works_without_a_guard_and_fails_with_one(conn, asked, said, attack):
-    rise, kept = poisoned(conn, asked, said, ATTACKS[attack], Guard())
+def test_vote_poisoning_works_without_a_guard_and_fails_with_one(conn, asked, said, attack, key):
+    rise, kept = poisoned(conn, asked, said, ATTACKS[attack], Guard(), key)
     assert rise <= 1.2
     assert kept >= 0.98
 
 
+@pytest.mark.parametrize("key", ["web", ANONYMOUS])
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_without_a_guard_the_lie_is_learned(conn, asked, said, attack):
-    rise, kept = poisoned(conn, asked, said, ATTACKS[attack], None)
+def test_without_a_guard_the_lie_is_learned(conn, asked, said, attack, key):
+    rise, kept = poisoned(conn, asked, said, ATTACKS[attack], None, key)
     assert rise >= 5  # each of its words
     assert kept == 1
+
+
+@pytest.mark.parametrize(("guard", "gets_through"), [(Guard(), False), (None, True)])
+def test_who_goes_on_alone_after_the_others_have_been_heard_is_held_too(conn, asked, said, guard, gets_through):
+    """A cap is a share of the window, not of what happens to wait for one job."""
+    rng, taken = random.Random(0), []
+    votes_of_mallory = list(mallory(rng, ATTACKS["reworded"]))
+    for job, played in enumerate(([*crowd(rng), *votes_of_mallory[:40]], votes_of_mallory[40:80], votes_of_mallory[80:])):
+        give(conn, asked, said, played, ANONYMOUS, guard)
+        taken += learned(conn, f"j{job}", guard)
+        ledger.consume(conn, f"j{job}", f"desk@v{job}")
+    assert (rise_of(taken) >= 5) is gets_through
+    assert (rise_of(taken) <= 1.2) is not gets_through
+
+
+@pytest.mark.parametrize("key", ["web", ANONYMOUS])
+def test_what_is_over_a_cap_waits_for_a_person_and_the_cap_is_the_same_when_a_job_fails(conn, asked, said, key):
+    poisoned(conn, asked, said, ATTACKS["reworded"], Guard(), key)
+    held = quarantine.counts(conn)["desk"]["held"]
+    assert held == {"over_principal_cap": 115}
+    before = opinions.held(conn, "j1")
+    ledger.release(conn, "j1")
+    assert learned(conn, "j2", Guard()) == before
+    assert quarantine.counts(conn)["desk"]["held"] == held
+
+
+@pytest.mark.parametrize(("guard", "gets_through"), [(Guard(), False), (None, True)])
+def test_who_names_nobody_is_one_principal(conn, asked, said, guard, gets_through):
+    attack = [(name, f"nobody-{name}", *rest) for name, _, *rest in mallory(random.Random(0), ATTACKS["reworded"])]
+    give(conn, asked, said, [*crowd(random.Random(0)), *attack], ANONYMOUS, guard)
+    assert (rise_of(learned(conn, "j1", guard)) >= 5) is gets_through
+    assert (quarantine.counts(conn).get("desk", {}) == {"held": {"over_principal_cap": 115}}) is not gets_through
+
+
+def test_where_all_name_nobody_there_is_no_cap(conn, asked, said):
+    played = [(f"c{i}", f"nobody-{i}", f"question {i}", "so", i % 2 == 0) for i in range(100)]
+    give(conn, asked, said, played, ANONYMOUS, Guard())
+    assert len(learned(conn, "j1", Guard())) == 100
+
+
+@pytest.mark.parametrize("people", [1, 2, 3, 20])
+def test_honest_people_who_say_about_as_much_as_each_other_have_no_cap(conn, asked, said, people):
+    played = [(f"c{i}", f"u{i % people}", f"question {i}", "so", i % 3 > 0) for i in range(240)]
+    give(conn, asked, said, played, ANONYMOUS, Guard())
+    assert len(learned(conn, "j1", Guard())) == 240
+
+
+def test_the_busiest_of_many_gives_three_times_as_much_as_the_others_on_average(conn, asked, said):
+    """No more than that is learned from somebody busy; the rest is held, and a person may release it."""
+    by_busy = [(f"b{i}", "busy", f"her question {i}", "so", i % 2 == 0) for i in range(100)]
+    others = [(f"c{i}", f"u{i % 20}", f"question {i}", "so", i % 2 == 0) for i in range(110)]
+    give(conn, asked, said, [*by_busy, *others], ANONYMOUS, Guard())
+    assert sum(one.id.startswith("f-b") for one in learned(conn, "j1", Guard())) == 3 * 210 // 21
+    (first, *rest) = quarantine.cases(conn, "desk", (Standing.HELD,), None, 999)
+    assert (len(rest) + 1, first.principal, first.kind) == (70, "anonymous/busy", "thumb")
+    for one in (first, *rest):
+        quarantine.decide(conn, one.feedback_id, "release", "boss", 9.0, lambda _: Guard())
+    assert len(learned(conn, "j2", Guard())) == 70, "no cap holds it again"

@@ -58,7 +58,7 @@ def test_half_a_character_is_passed_on_as_it_came():
 def test_the_key_is_the_session_else_the_user_else_the_request():
     assert sticky_key({"user": "u"}, "s", "r") == "s"
     assert sticky_key({"user": "u"}, None, "r") == "u"
-    assert sticky_key({"user": 5}, None, "r") == sticky_key({}, "", "r") == "r"
+    assert sticky_key({"user": 5}, None, "r") == sticky_key({}, "", "r") == "nobody-r"
     sticky_key({"user": "\ud800"}, None, "r").encode()
 
 

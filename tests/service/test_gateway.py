@@ -119,6 +119,14 @@ async def test_each_reply_in_a_trial_is_made_by_the_version_that_it_names(replic
     assert len({said.unit for said in stored}) == 40
 
 
+async def test_requests_that_name_nobody_are_units_of_their_own_and_say_so(replica):
+    for _ in range(2):
+        await replica.client(chat("support")).ask()
+    units = {said.unit for said in await replica.stored()}
+    assert len(units) == 2
+    assert all(unit.startswith("nobody-") for unit in units)
+
+
 async def test_a_stream_is_tapped_and_its_usage_hidden(replica):
     reply = await replica.ask(stream=True)
     assert reply.headers["content-type"].startswith("text/event-stream")

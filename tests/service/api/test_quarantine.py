@@ -6,7 +6,8 @@ import pytest
 from test_admin import client_of
 from world import BASE, LINE, FakeLauncher, validate
 
-from replay.records import Arm, Feedback, Interaction
+from replay import opinions
+from replay.records import Arm, Feedback, Interaction, Wanted
 from service import audit
 from service.keeper import Keeper
 from service.settings import Key
@@ -115,6 +116,25 @@ async def test_caps_hold_when_a_job_takes_what_waits(client, keeper):
     assert {case["principal"] for case in held} == {"loud/one"}
     (queued,) = await keeper._storage.do(lambda conn: audit.events(conn, LINE, "job_queued"))
     assert queued["body"]["held"] == {"over_principal_cap": 55}
+
+
+async def test_an_opinion_that_no_job_can_take_is_seen_and_released(client, keeper):
+    prompt = ({"role": "user", "content": "Is it good?"},)
+    asked = Interaction("a", LINE, "base", Arm.CHAMPION, "u", "all", prompt, "Hm", at=100.0, finish_reason="length")
+    await keeper.record([asked])
+    await keeper.feedback([Feedback("t-a", "a", "thumb", True, 100.0, 100.0, principal="web")])
+    await keeper._storage.review()
+    wanted = Wanted(thumbs={"thumb": True}, min_items=1, min_minority=0)
+    await keeper._storage.do(lambda conn: opinions.reserve(conn, LINE, "j1", wanted, keeper._storage.guard(LINE)))
+    (case,) = await shown(client, "?which=all")
+    assert case.items() >= {"feedback_id": "t-a", "kind": "thumb", "reason": "cut_off", "state": "refused"}.items()
+    assert (await keeper.feedback_by_id("t-a"))["refusal"] == "cut_off"
+    assert 'learnd_quarantine{line="desk",reason="cut_off",state="refused"} 1.0' in (await client.get("/metrics")).text
+    await client.post("/api/quarantine/release", json={"ids": ["t-a"]})
+    assert (await keeper.feedback_by_id("t-a"))["refusal"] is None
+    assert (await client.get("/api/status")).json()["lines"][LINE]["quarantine"] == {}
+    taken = await keeper._storage.do(lambda conn: opinions.reserve(conn, LINE, "j2", wanted, keeper._storage.guard(LINE)))
+    assert taken == {"thumb": 1}
 
 
 @pytest.mark.parametrize("key", ["anonymous", "shop"])

@@ -15,6 +15,7 @@ def arms(salt, weight):
 def test_places_are_a_fixed_function():
     assert place_of("t1", "k") == int(hashlib.sha256(b"t1|k").hexdigest()[:16], 16) / 2**64
     assert unit_of("k") == hashlib.sha256(b"k").hexdigest()[:16]
+    assert unit_of("nobody-r") == "nobody-" + hashlib.sha256(b"nobody-r").hexdigest()[:16]
 
 
 @pytest.mark.parametrize("weight", [0.1, 0.25, 0.5])
