@@ -61,6 +61,9 @@ class Reason(StrEnum):
     FLIPPED = "flipped"
     """Thumbs up and down by one principal on one question asked again and again."""
 
+    ROLLED_BACK = "rolled_back"
+    """Only versions learned it from which the champion does not descend (found by the ledger, `replay.resting`)."""
+
     # What makes no opinion (`replay.opinions`).
     CUT_OFF = "cut_off"
     """The reply failed, or did not come to its end by itself: it would teach to stop half-way."""

@@ -1,4 +1,4 @@
-"""Examples in the ledger, from admission to the version that learned them: fresh, reserved, trained, forgotten.
+"""Examples in the ledger, from admission to the version that learned them: fresh, reserved, trained, resting, forgotten.
 
 Functions on a connection, each idempotent, so that a conductor that died half-way says the same thing again. An
 example is reserved by one job; the job that fails gives it back, the promotion consumes it: it is never trained as
@@ -44,7 +44,11 @@ class State(StrEnum):
     RESERVED = "reserved"
     """A job is learning it."""
     TRAINED = "trained"
-    """A promoted version learned it, or is measured on it when it is held out."""
+    """A version in the champion's lineage learned it, or is measured on it when it is held out."""
+    RESTING = "resting"
+    """Only versions beside that lineage did (`replay.resting`)."""
+    DROPPED = "dropped"
+    """It rested, and a person said: never again."""
     FORGOTTEN = "forgotten"
     """Erased: its words are gone, its id stays so that it never comes back."""
 
@@ -160,12 +164,12 @@ def consume(conn: Connection, job: str, version: str, remembered: Iterable[str] 
 
 
 def trained(conn: Connection, line: str) -> list[Example]:
-    """Read what promoted versions learned, without what they were measured on: all that `replay.memory` keeps the best of."""
+    """Read what the champion's lineage learned, without what it was measured on: all that `replay.memory` keeps the best of."""
     return _latest(_read(conn, _of(line, State.TRAINED).where(example.c.split == Split.TRAIN)))
 
 
 def holdouts(conn: Connection, line: str, per_slice: int | None = None) -> dict[str, list[Example]]:
-    """Held-out examples of what promoted versions learned, by slice: never trained on, by the split.
+    """Held-out examples of what the champion's lineage learned, by slice: never trained on, by the split.
 
     Of several for one interaction the last stands. `per_slice` bounds each by the hash of the id: the same ones each
     time.

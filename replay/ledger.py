@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, func, insert, select, text, update
 
-from replay import archive, examples, opinions, shadows, tables, vetting, votes
+from replay import archive, examples, opinions, resting, shadows, tables, vetting, votes
 from replay.examples import (
     State,
     Waiting,
@@ -183,7 +183,7 @@ def feedback_view(conn: Connection, feedback_id: str) -> FeedbackView | None:
     return FeedbackView(
         feedback=said,
         status=FeedbackStatus(row["status"]),
-        refusal=row["refusal"] or opinions.stopped(conn, feedback_id),
+        refusal=row["refusal"] or opinions.stopped(conn, feedback_id) or resting.refusal(conn, feedback_id),
         used_in=sorted({*used_in(conn, feedback_id), *opinions.used_in(conn, feedback_id)}),
         served_by=asked.version if asked else None,
     )

@@ -1,9 +1,9 @@
 """What a line remembers, as it is kept: each learned example has its reservoir key in a column, and an index in that order.
 
-A function of what promoted versions learned: exactly the examples that `replay.buffer.fill` keeps of `replay.examples.trained`,
-read in time that does not grow with them. Functions on a connection. The key is a function of the example alone
-(`SEED` is ours and no setting), so a line that is given another seed or capacity keeps its memory; what a job draws
-from it is seeded by `replay.mixture`.
+A function of what the versions in the champion's lineage learned: exactly the examples that `replay.buffer.fill` keeps of
+`replay.examples.trained`, read in time that does not grow with them. What other versions learned rests, without a key
+(`replay.resting`). Functions on a connection. The key is a function of the example alone (`SEED` is ours and no setting), so
+a line that is given another seed or capacity keeps its memory; what a job draws from it is seeded by `replay.mixture`.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 Functions on a connection, each idempotent. Opinions are made when a job takes them, of what `replay.said` finds, under the rules
 that examples have: cleaned by the line's guard, capped by who gave them, split by a hash of what was asked, held by one job,
-given back when it fails, consumed at the promotion; never trained twice. A kind of which there is too little waits: see
-`replay.records.Wanted`. What cannot be taken has a row with its reason, which `replay.quarantine` lists and overrules. Which
-version gave a reply does not matter, since the loss asks how likely the reply is, not who gave it.
+given back when it fails, consumed at the promotion, at rest while only versions beside the champion's lineage learned them
+(`replay.resting`); never trained twice. A kind of which there is too little waits: see `replay.records.Wanted`. What cannot be
+taken has a row with its reason, which `replay.quarantine` lists and overrules. Which version gave a reply does not matter, since
+the loss asks how likely the reply is, not who gave it.
 """
 
 from __future__ import annotations

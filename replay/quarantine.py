@@ -1,8 +1,8 @@
-"""What the guard holds or refused, as a person sees it, and the person's own word on it.
+"""What the guard holds or refused, and what rests since a roll-back, as a person sees it, and the person's own word on it.
 
 Functions on a connection. Nothing is kept twice: what is released is made anew from the interaction and the feedback.
-Called by the daemon with who decided; `replay.vetting` and `replay.votes` fill it, and `replay.opinions` when a job takes what
-they let through. So one piece of feedback may stand in two places; what stopped it first is decided first.
+Called by the daemon with who decided; `replay.vetting`, `replay.votes` and `replay.resting` fill it, and `replay.opinions` when a
+job takes what they let through. So one piece of feedback may stand in two places; what stopped it first is decided first.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    null,
     select,
+    true,
     union_all,
     update,
 )
 from sqlalchemy import case as either
 
-from replay import opinions, tables
+from replay import opinions, resting, tables
 from replay.admission import Reason, Refusal, admit
 from replay.examples import State, store
 from replay.guard import Guard, Standing
@@ -39,13 +41,15 @@ from replay.vetting import Guards, cleaned, overturn
 
 _STOPPED = (Standing.HELD, Standing.REFUSED, Standing.DROPPED)
 _TO_DECIDE = {Standing.HELD, Standing.REFUSED}
-_IN_VIEW = opinion.c.state.in_(_STOPPED) | (ruling.c.feedback_id.is_not(None) & (opinion.c.state != State.FORGOTTEN))
+_IS_STOPPED = opinion.c.state.in_(_STOPPED) & opinion.c.job.is_(None)
+"""Before any version learned it: what rests was learned."""
+_IN_VIEW = _IS_STOPPED | (ruling.c.feedback_id.is_not(None) & (opinion.c.state != State.FORGOTTEN))
 _asked = tables.interaction
 _OPINION = (
     select(
         *(opinion.c[name] for name in ("feedback_id", "interaction_id", "line")),
         (feedback.c.principal + "/" + _asked.c.unit).label("principal"),
-        either((opinion.c.state.in_(_STOPPED), opinion.c.state), else_=ruling.c.state).label("state"),
+        either((_IS_STOPPED, opinion.c.state), else_=ruling.c.state).label("state"),
         func.coalesce(opinion.c.reason, ruling.c.reason).label("reason"),
         feedback.c.received_at.label("at"),
         ruling.c.decided_by,
@@ -66,18 +70,18 @@ Decision = Literal["release", "drop"]
 
 
 class NotHeld(Exception):
-    """The guard did not stop this feedback, or nothing can be learned from it any more; the message says which."""
+    """Nothing stopped this feedback, or nothing can be learned from it any more; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One piece of feedback that the guard looked at."""
+    """One piece of feedback that the guard looked at, or that rests."""
 
     feedback_id: str
     interaction_id: str
     line: str
     kind: Literal["demonstration", "vote", "thumb", "correction", "pick"]
-    """The first two were stopped as they came, the others as opinions, when a job was to take them."""
+    """The first two were stopped as they came, the others as opinions, when a job was to take them, or they rest."""
     principal: str
     state: Standing
     reason: str
@@ -88,9 +92,15 @@ class Case:
 
 def cases(conn: Connection, line: str, states: tuple[Standing, ...], reason: str | None, limit: int) -> list[Case]:
     """What stands so on a line, newest first; the first `limit` of it."""
-    both = union_all(*(_cases(table, line, states, reason, limit) for table in _PLACES)).subquery()
-    rows = conn.execute(select(both).order_by(both.c.at.desc(), both.c.feedback_id).limit(limit)).mappings()
-    return [Case(**{**row, "state": Standing(row["state"])}) for row in rows]
+    parts = [_cases(table, line, states, reason, limit) for table in _PLACES]
+    if Standing.HELD in states and reason in {None, Reason.ROLLED_BACK}:
+        of_examples, of_opinions = (_at_rest(table, State.RESTING, line=line) for table in (example, opinion))
+        both = (of_examples.where(resting.IS_LAST_WORD), of_opinions)
+        newest = (one.order_by(feedback.c.received_at.desc(), feedback.c.id).limit(limit) for one in both)
+        parts += [select(one.subquery()) for one in newest]
+    found = union_all(*parts).subquery()
+    rows = conn.execute(select(found).order_by(found.c.at.desc(), found.c.feedback_id).limit(limit)).mappings()
+    return [_as_case(row) for row in rows]
 
 
 def counts(conn: Connection) -> dict[str, dict[str, dict[str, int]]]:
@@ -98,7 +108,7 @@ def counts(conn: Connection) -> dict[str, dict[str, dict[str, int]]]:
     found: dict[str, dict[str, dict[str, int]]] = {}
     for table in (vetted, vote, opinion):
         columns = (table.c.line, table.c.state, table.c.reason)
-        stopped = table.c.state.in_(_STOPPED)
+        stopped = _IS_STOPPED if table is opinion else table.c.state.in_(_STOPPED)
         for line, state, reason, number in conn.execute(select(*columns, func.count()).where(stopped).group_by(*columns)):
             by_reason = found.setdefault(line, {}).setdefault(state, {})
             by_reason[reason] = by_reason.get(reason, 0) + number
@@ -106,7 +116,9 @@ def counts(conn: Connection) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def case(conn: Connection, feedback_id: str) -> Case:
-    """How one piece of feedback stands; raises `NotHeld` when no guard has looked at it."""
+    """How one piece of feedback stands; raises `NotHeld` when no guard has looked at it and it does not rest."""
+    if (rested := _rested(conn, feedback_id)) is not None:
+        return rested
     table, _ = _find(conn, feedback_id)
     return _case(conn, table, feedback_id)
 
@@ -124,9 +136,12 @@ def hold(conn: Connection, example_ids: Sequence[str]) -> int:
 def decide(
     conn: Connection, feedback_id: str, decision: Decision, by: str, now: float, guards: Guards, folder: Path | None = None
 ) -> Case:
-    """Overrule the guard on one piece of feedback; said again, nothing changes. Raises `NotHeld`."""
-    table, row = _find(conn, feedback_id)
+    """Decide on one piece of feedback, over the guard or a roll-back; said again, nothing changes. Raises `NotHeld`."""
     after = Standing.RELEASED if decision == "release" else Standing.DROPPED
+    if (rested := _rested(conn, feedback_id)) is not None:
+        ruled = replace(rested, state=after, decided_by=by, decided_at=now)
+        return rested if rested.state is after else _decide_rested(conn, ruled)
+    table, row = _find(conn, feedback_id)
     if row["state"] != after:
         if row["state"] in {Standing.SUPERSEDED, "pending"}:
             raise NotHeld(f"feedback {feedback_id!r} is {row['state']}: there is nothing to decide")
@@ -138,6 +153,25 @@ def decide(
             refusal = None if decision == "release" else row["reason"] or "dropped"
             conn.execute(update(feedback).where(feedback.c.id == feedback_id).values(refusal=refusal))
     return _case(conn, table, feedback_id)
+
+
+def _decide_rested(conn: Connection, told: Case) -> Case:
+    """Carry out what was decided on what rests, and write it into the guard's row, where there is one."""
+    if told.state is Standing.DROPPED:
+        resting.drop(conn, told.feedback_id)
+    elif not resting.release(conn, told.feedback_id):
+        raise NotHeld(
+            f"feedback {told.feedback_id!r} rests, and a later one on its interaction stands in its place: release that"
+        )
+    is_learned = (example.c.feedback_id == told.feedback_id, example.c.state == State.TRAINED)
+    if conn.scalar(select(example.c.seq).where(*is_learned)) is not None:
+        return told  # it was about the opinion alone
+    stands = {name: getattr(told, name) for name in ("state", "reason", "decided_by", "decided_at")}
+    for table in (vetted, vote):
+        conn.execute(update(table).where(table.c.feedback_id == told.feedback_id).values(stands))
+    refusal = None if told.state is Standing.RELEASED else told.reason
+    conn.execute(update(feedback).where(feedback.c.id == told.feedback_id).values(refusal=refusal))
+    return told
 
 
 def _carry_out(
@@ -211,5 +245,33 @@ def _columns(table: FromClause) -> Select[Any]:
 
 
 def _case(conn: Connection, table: FromClause, feedback_id: str) -> Case:
-    row = conn.execute(_columns(table).where(table.c.feedback_id == feedback_id)).mappings().one()
+    return _as_case(conn.execute(_columns(table).where(table.c.feedback_id == feedback_id)).mappings().one())
+
+
+def _rested(conn: Connection, feedback_id: str) -> Case | None:
+    """The case of what rests since a roll-back, or was dropped while it did; None when it did neither."""
+    parts = [_at_rest(table, state, feedback_id=feedback_id) for state in resting.STOPPED for table in (example, opinion)]
+    row = conn.execute(union_all(*parts)).mappings().first()
+    return None if row is None else _as_case(row)
+
+
+def _at_rest(table: Table, state: State, **of: str) -> Select[Any]:
+    """As `_columns`, the examples or opinions in this state; an opinion whose demonstration is so too is not told twice."""
+    told = example.alias()
+    of_it = (told.c.feedback_id == table.c.feedback_id, told.c.state == state)
+    is_own = true() if table is example else ~select(told.c.seq).where(*of_it).exists()
+    standing = Standing.HELD if state is State.RESTING else Standing.DROPPED
+    kind = literal("demonstration") if table is example else table.c.source
+    columns = (
+        *(table.c[name] for name in ("feedback_id", "interaction_id", "line")),
+        *(feedback.c.principal, literal(standing.value).label("state"), feedback.c.received_at.label("at")),
+        *(null().label("decided_by"), null().label("decided_at"), kind.label("kind")),
+        literal(Reason.ROLLED_BACK.value).label("reason"),
+    )
+    query = select(*columns).join_from(table, feedback, feedback.c.id == table.c.feedback_id)
+    was_learned = table.c.job.is_not(None)  # what was stopped before any version learned it can be dropped too
+    return query.where(table.c.state == state, was_learned, is_own, *(table.c[name] == value for name, value in of.items()))
+
+
+def _as_case(row: RowMapping) -> Case:
     return Case(**{**row, "state": Standing(row["state"])})

@@ -2,7 +2,7 @@
 
 Columns bear the names of the record's fields, so the two ways are one line each. An interaction that was sealed keeps a
 slim row: everything but what was said, which is in the archive's segment that the row names. Only
-`replay/ledger.py`, `intake.py`, `examples.py`, `memory.py` and `outcomes.py` query these tables.
+`replay/ledger.py`, `intake.py`, `examples.py`, `resting.py`, `memory.py` and `outcomes.py` query these tables.
 """
 
 from __future__ import annotations

@@ -51,6 +51,8 @@ _BEFORE = (
 )
 _OF_INTERACTION = select(vetted).where(vetted.c.interaction_id == bindparam("id"), vetted.c.state.in_(_COUNTS))
 """The statements of each demonstration, made once."""
+_RESTS = select(example.c.seq).where(example.c.id == vetted.c.example_id, example.c.state == State.RESTING).exists()
+"""No version that answers has learned it: it is nobody's word on a question, and nothing is its duplicate."""
 _TAUGHT = (Standing.ADMITTED, Standing.RELEASED)
 
 
@@ -180,7 +182,8 @@ def _judge(conn: Connection, subject: Subject, guard: Guard) -> Judged:
         return Judged(Reason.CONTAMINATED, cluster)
     since = subject.said.received_at - guard.window_seconds
     of_cluster = (vetted.c.line == subject.example.line, vetted.c.cluster == cluster, vetted.c.at >= since)
-    rows = conn.execute(select(vetted).where(*of_cluster, vetted.c.state.in_(_COUNTS)).order_by(vetted.c.seq)).mappings().all()
+    counts = (*of_cluster, vetted.c.state.in_(_COUNTS), ~_RESTS)
+    rows = conn.execute(select(vetted).where(*counts).order_by(vetted.c.seq)).mappings().all()
     return _among(subject, cluster, [row for row in rows if row["reason"] not in _NO_BALLOT], guard)
 
 

@@ -120,7 +120,9 @@ def queue(conn: Connection, line: str, trigger: str, parent: str | None, now: fl
     identity, before = _next(conn, line), last(conn, line)
     held = ledger.reserve(conn, line, identity)
     if not held and trigger != REBASE:
-        raise Conflict(f"there is nothing new to learn on {line!r}: send demonstrations to /feedback first", param="line")
+        rests = ledger.counts(conn).get(line, {}).get(ledger.State.RESTING, 0)
+        told = f", or release some of {rests} examples that rest: `learnd quarantine list {line}`" if rests else ""
+        raise Conflict(f"there is nothing new to learn on {line!r}: send demonstrations to /feedback first{told}", param="line")
     cursor = held[-1].seq if trigger != REBASE else before.cursor if before else 0
     plain = {"id": identity, "line": line, "trigger": trigger, "parent": parent, "created_at": now}
     return _make(conn, plain, held, cursor, strategy)

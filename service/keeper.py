@@ -21,7 +21,7 @@ from learners.base import BaseModel
 from replay.quarantine import Decision
 from replay.records import Feedback, Interaction, Receipt
 from replay.shadows import Gold
-from service import comparing, jobs, status
+from service import comparing, jobs, lineage, status
 from service import conductor as conducting
 from service.artifacts import validator
 from service.comparing import ShadowReport
@@ -81,6 +81,7 @@ class Keeper(Shown):
         """Open the ledger, read the desired state, begin to conduct. Raises `StorageFailed` when it cannot be opened."""
         await self._storage.open()
         await self._storage.do(conducting.create)
+        await self._storage.do(lambda conn: lineage.follow_all(conn, self._settings.lines))
         owned = (self._settings, self._base, self._storage.writer, self._launcher)
         self._conductor = Conductor(*owned, validate=self._validate, clock=self._clock, listen=self._heard)
         await self._publish()

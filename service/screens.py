@@ -181,7 +181,7 @@ def tuned(said: Tuned) -> Group:
 def _line(name: str, line: Json) -> list[str]:
     aliases = [line.get(alias) or "–" for alias in ("champion", "candidate", "previous")]
     examples = line.get("examples", {})
-    held = sum((line.get("quarantine") or {}).get("held", {}).values())
+    held = sum((line.get("quarantine") or {}).get("held", {}).values()) + examples.get("resting", 0)
     counts = [str(n) for n in (line.get("versions", 0), examples.get("fresh", 0), held, examples.get("trained", 0))]
     return [name, *aliases, *counts, job(line.get("job")), trial(line.get("trial"))]
 

@@ -1,7 +1,8 @@
 """What changes together: a version, its trial, the aliases and the examples, in one transaction each.
 
 Functions on a connection; the conductor decides when, and commits. An end that is no promotion gives the examples back
-and changes nothing else; a promotion consumes them, once, under the compare-and-set of trial and alias.
+and changes nothing else; a promotion consumes them, once, under the compare-and-set of trial and alias. With the champion
+moves what the line has learned: that of the lineage (`service.lineage`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from replay import ledger, shadows
-from service import audit, jobs, registry
+from service import audit, jobs, lineage, registry
 from service.errors import Conflict
 from service.jobs import Job
 from service.registry import CHAMPION, PREVIOUS, Change, Version
@@ -102,7 +103,7 @@ def step_back(conn: Connection, line: str, now: float, reason: str, evidence: Ma
     before = registry.last_crowning(conn, line, target) if target else None
     previous = before.source if before and before.source != champion else None
     told: dict[str, Any] = {"now": now, "reason": reason, "evidence": evidence or {}}
-    change = registry.crown(conn, line, expected=champion, target=target, previous=previous, **told)
+    change = _move(conn, line, expected=champion, target=target, previous=previous, **told)
     registry.mark(conn, champion, Stage.ROLLED_BACK)
     if target is not None:
         registry.mark(conn, target, Stage.LIVE)
@@ -116,7 +117,7 @@ def go_back(conn: Connection, line: str, target: str | None, now: float, reason:
     """
     champion = registry.aliases(conn, line)[CHAMPION]
     told: dict[str, Any] = {"now": now, "reason": reason, "evidence": evidence}
-    change = registry.crown(conn, line, expected=champion, target=target, previous=None, **told)
+    change = _move(conn, line, expected=champion, target=target, previous=None, **told)
     if champion is not None:
         registry.mark(conn, champion, Stage.ROLLED_BACK)
     if target is not None:
@@ -136,7 +137,7 @@ def _begin(
 
 def _crown(conn: Connection, trial: Trial, now: float, evidence: Evidence | None) -> None:
     held = ledger.reserved(conn, trial.job) if trial.job else []
-    registry.crown(
+    _move(
         conn,
         trial.line,
         expected=trial.champion,
@@ -151,6 +152,13 @@ def _crown(conn: Connection, trial: Trial, now: float, evidence: Evidence | None
     registry.mark(conn, trial.candidate, Stage.LIVE)
     if trial.champion is not None:
         registry.mark(conn, trial.champion, "retired")
+
+
+def _move(conn: Connection, line: str, **told: Any) -> Change:
+    """Crown, and let what the line remembers follow."""
+    change = registry.crown(conn, line, **told)
+    lineage.follow(conn, line)
+    return change
 
 
 def _standing(conn: Connection, name: str, end: Stage) -> str:

@@ -32,6 +32,7 @@ DOORS = {
         "service/rollout/trials.py",
         "service/rollout/watches.py",
         "service/jobs.py",
+        "service/lineage.py",
         "service/conductor.py",
         "service/journal.py",
         "service/training.py",

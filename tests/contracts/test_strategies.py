@@ -14,8 +14,10 @@ from learners import adapter, artifact, job
 from learners.base import as_json
 from learners.evaluate import logprobs
 from learners.strategy import STRATEGIES
+from replay import memory
 from replay.records import Example, Split
 from service.settings import Learning
+from tests.service.world import LINE, QUICK, World
 
 SHAPE = {"rank": 4, "alpha": 8, "dropout": 0.0, "seed": 7}
 LEARNING = {**SHAPE, "learning_rate": 0.05, "epochs": 1, "batch_size": 2, "accumulation": 1, "max_length": 64}
@@ -149,3 +151,35 @@ def test_what_a_promoted_version_leaves_is_what_the_next_job_reads_also_through_
     assert (penalty is not None) == ("ewc" in life.name)
     distillation = copy.distillation(data.of("train"), left, settings)
     assert (distillation is not None) == ("der++" in life.name)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_promoted_and_rolled_back_a_line_has_the_buffer_of_its_version_and_plans_as_if_nothing_had_been(name, tmp_path):
+    """Whatever the strategy: what the version between learned is neither remembered nor rehearsed, until it is the champion again."""
+    lines = {LINE: {**QUICK["lines"][LINE], "learning": {"strategy": name}}}
+    world = World(tmp_path, {"lines": lines})
+
+    def learned(version, slice):
+        world.demonstrate(40, slice)
+        world.until(lambda w: w.trial is not None and w.trial.candidate == version)
+        world.conductor.promote(LINE)
+        world.until(lambda w: w.champion == version)
+        return [example.id for example in world.read(lambda conn: memory.remembered(conn, LINE, 100))]
+
+    first, second = learned("desk@v1", "planes"), learned("desk@v2", "trains")
+    world.conductor.roll_back(LINE)
+    assert [example.id for example in world.read(lambda conn: memory.remembered(conn, LINE, 100))] == first
+    world.demonstrate(40, "ships")
+    world.until(lambda w: w.job.id == "desk-job3" and w.job.started_at is not None)
+    rows = [json.loads(row) for row in (tmp_path / "jobs" / "desk-job3" / "examples.jsonl").read_text().splitlines()]
+    older = {row["id"] for row in rows if row["source"] == "remembered"}
+    assert older <= set(first) < set(second)
+    assert bool(older) == bool(STRATEGIES[name].plan(SECOND, REMEMBERED, [], 0.5, 0)[len(SECOND) :])
+    assert {row["slice"] for row in rows} == ({"planes", "ships"} if older else {"ships"})
+    world.until(lambda w: w.trial.candidate == "desk@v3")
+    world.conductor.roll_back(LINE)
+    world.until(lambda w: not w.trial.stage.is_open)
+    world.conductor.roll_back(LINE, "desk@v2")
+    world.until(lambda w: w.champion == "desk@v2")
+    assert [example.id for example in world.read(lambda conn: memory.remembered(conn, LINE, 100))] == second
+    world.writer.close()

@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from sqlalchemy import create_engine, event, insert, update
 
-from replay import ledger, memory
+from replay import ledger, memory, resting
 from replay.buffer import fill, key
 from replay.examples import forget
 from replay.records import Arm, Feedback, Interaction, Split
+from replay.resting import Lesson
 from replay.tables import example, feedback
 from tests.replay.steps import steps
 
@@ -21,13 +22,14 @@ def is_as_filled(conn, capacity):
 
 
 class Learning(RuleBasedStateMachine):
-    """Corrections come, jobs take them, fail, are promoted and tried again, and people have things erased."""
+    """Corrections come, jobs take them, fail, are promoted and tried again, lines go back and forth, people have things erased."""
 
     @initialize(capacity=st.integers(0, 9))
     def begin(self, capacity):
         self.engine = create_engine("sqlite://")
         self.conn = self.engine.connect()
         self.capacity, self.said, self.jobs, self.ended = capacity, 0, 0, []
+        self.lessons, self.lineage = {}, {}
         ledger.create(self.conn)
 
     def teardown(self):
@@ -51,7 +53,24 @@ class Learning(RuleBasedStateMachine):
 
     @rule(back=st.integers(0, 2))
     def promote(self, back):
-        ledger.consume(self.conn, f"job{self.jobs - back}", f"v{self.jobs}")
+        job = f"job{self.jobs - back}"
+        held = [e.id for e in ledger.reserved(self.conn, job)]
+        ledger.consume(self.conn, job, f"v of {job}")
+        if held:
+            before = self.lessons.get(job)
+            self.lessons[job] = self.lineage[job] = Lesson(f"v of {job}", job, [*(before.held if before else ()), *held])
+
+    @rule(random=st.randoms(use_true_random=False))
+    def go_elsewhere(self, random):
+        """Another version becomes the champion, which descends from some of those that there are."""
+        names = random.sample(sorted(self.lessons), random.randint(0, len(self.lessons)))
+        self.lineage = {name: self.lessons[name] for name in names}
+        resting.rest(self.conn, [name for name in self.lessons if name not in self.lineage])
+        resting.wake(self.conn, LINE, self.lineage.values())
+
+    @rule(number=st.integers(0, 30), decide=st.sampled_from([resting.release, resting.drop]))
+    def decide(self, number, decide):
+        decide(self.conn, f"f{number}")
 
     @rule(back=st.integers(0, 2))
     def fail(self, back):
@@ -77,6 +96,13 @@ class Learning(RuleBasedStateMachine):
         assert is_as_filled(self.conn, self.capacity)
         whole = fill(ledger.trained(self.conn, LINE), self.capacity, memory.SEED)
         assert memory.sizes(self.conn, LINE, self.capacity) == {name: len(kept) for name, kept in whole.slices.items()}
+
+    @invariant()
+    def it_is_what_the_lineage_learned(self):
+        learned = {one for lesson in self.lineage.values() for one in lesson.held}
+        stands = {row.id: row.state for row in self.conn.execute(example.select())}
+        assert {one for one, state in stands.items() if state == "trained"} <= learned
+        assert {stands.get(one) for one in learned} <= {"trained", "fresh", "reserved", "dropped", "forgotten", None}
 
 
 TestLearning = Learning.TestCase
@@ -106,6 +132,11 @@ def learn(conn, start, stop, **fields):
     ledger.consume(conn, f"job{stop}", "v")
 
 
+def test_the_table_itself_is_not_read(conn):
+    learn(conn, 0, 300)
+    assert_the_table_is_not_read(conn)
+
+
 def test_reading_it_costs_the_same_whatever_was_learned(conn):
     learn(conn, 0, 300)
     draw, look = (lambda: memory.remembered(conn, LINE, 30)), (lambda: memory.sizes(conn, LINE, 30))
@@ -116,8 +147,7 @@ def test_reading_it_costs_the_same_whatever_was_learned(conn):
     assert steps(conn, lambda: ledger.trained(conn, LINE)) > 15 * few[0]  # what it once read
 
 
-def test_the_table_itself_is_not_read(conn):
-    learn(conn, 0, 300)
+def assert_the_table_is_not_read(conn):
     seen = []
     event.listen(conn, "before_cursor_execute", lambda *call: seen.append(call[2:4]))
     memory.remembered(conn, LINE, 30)
@@ -127,6 +157,16 @@ def test_the_table_itself_is_not_read(conn):
         assert looks
         assert all("USING COVERING INDEX example_remembered" in look for look in looks), looks
         assert not any("TEMP B-TREE" in row.detail for row in plan)
+
+
+def test_it_reads_the_index_alone_also_when_most_of_what_was_learned_rests(conn):
+    learn(conn, 0, 300)
+    few = steps(conn, lambda: memory.remembered(conn, LINE, 30))
+    learn(conn, 300, 3000)
+    resting.rest(conn, ["job3000"])
+    assert steps(conn, lambda: memory.remembered(conn, LINE, 30)) == few
+    assert is_as_filled(conn, 30)
+    assert_the_table_is_not_read(conn)
 
 
 def test_a_first_word_kept_beside_the_last_would_be_noticed(conn):

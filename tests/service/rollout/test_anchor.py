@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from replay import memory
 from replay.records import Arm
 from service import audit, registry, status
 from service.errors import Conflict, NotFound
@@ -240,7 +241,9 @@ class TestOnTheWay:
         assert watch(world).standing is Standing.OK
 
     def test_where_it_is_set_the_anchor_becomes_the_champion(self, tmp_path):
-        world = live(live(opened(tmp_path, reverts=True, revert=1000)), "desk@v2")
+        world = live(opened(tmp_path, reverts=True, revert=1000))
+        before = world.read(lambda conn: memory.remembered(conn, LINE, 100))
+        live(world, "desk@v2")
         world.conductor.anchor(LINE, "desk@v1")
         decay(world, "desk@v2")
         world.until(lambda w: watch(w).standing is Standing.REVERTED, customers=20)
@@ -251,6 +254,7 @@ class TestOnTheWay:
         assert world.read(lambda conn: registry.aliases(conn, LINE)) == {"champion": "desk@v1", "previous": None}
         states = {v.name: v.state for v in world.read(lambda conn: registry.versions(conn, LINE))}
         assert states == {"desk@v1": "live", "desk@v2": "rolled_back"}
+        assert world.read(lambda conn: memory.remembered(conn, LINE, 100)) == before != []
         assert world.read(lambda conn: registry.last_crowning(conn, LINE)).reason.startswith("worse_than_anchor")
         assert {world.ask().version for _ in range(50)} == {"desk@v1"}
         for _ in range(3):
@@ -273,7 +277,8 @@ class TestOnTheWay:
         world.quality["desk@v1"] = 0.0
         world.until(lambda w: w.champion is None, customers=20)
         world.until(lambda w: w.trial.stage is Stage.ABORTED)
-        assert world.examples == {"trained": 40, "fresh": 40}
+        assert world.examples == {"resting": 40, "fresh": 40}
+        assert world.conductor.remembered(LINE) == {}
         world.writer.close()
 
     def test_an_anchor_that_replicas_cannot_hold_stops_nothing(self, world):
