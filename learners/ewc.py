@@ -17,6 +17,7 @@ holds after a champion that another strategy made. What the diagonal cannot see 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -106,7 +107,7 @@ class Ewc:
         if _is_of_the_product(settings):
             from learners.product import ProductPenalty
 
-            return ProductPenalty(factors, known, scale, settings["alpha"] / settings["rank"])
+            return ProductPenalty(factors, known, scale, _adapter_scale(settings))
         return Penalty(factors, known, scale)
 
     def distillation(self, remembered: Sequence[Encoded], state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Any:
@@ -140,6 +141,12 @@ class Ewc:
         return {**(left if any(curvature.any() for curvature in left.values()) else {}), **beside}
 
 
+def _adapter_scale(settings: Mapping[str, Any]) -> float:
+    """What y = W x + s B A x has as s: alpha/rank, with rsLoRA alpha/√rank."""
+    rank = settings["rank"]
+    return float(settings["alpha"] / (math.sqrt(rank) if settings.get("rslora") else rank))
+
+
 def _is_of_the_product(settings: Mapping[str, Any]) -> bool:
     return bool(settings.get("ewc_form") == "product")
 
@@ -154,6 +161,11 @@ def _check(factors: Mapping[str, Tensor], fisher: Mapping[str, Tensor]) -> None:
     strays = sorted({name for name in factors.keys() | fisher.keys() if _shape(factors, name) != _shape(fisher, name)})
     if strays:
         raise Inert(f"ewc_inert: the champion's Fisher is not of these factors: {strays[0]} and {len(strays) - 1} more differ")
+    check_entries(fisher)
+
+
+def check_entries(fisher: Mapping[str, Tensor]) -> None:
+    """Raise `Inert` unless all entries are finite and none negative, and some entry is not zero."""
     if not all(f.isfinite().all() and (f >= 0).all() for f in fisher.values()) or not any(f.any() for f in fisher.values()):
         raise Inert("ewc_inert: the champion's Fisher is zero everywhere, or has entries that are negative or not finite")
 

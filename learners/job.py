@@ -63,9 +63,11 @@ class _Update:
         self._strategy = STRATEGIES[self._settings["strategy"]]
         asked = self._spec.get("dtype") or self._settings.get("precision", "auto")
         self._kind = precision.fastest() if asked == "auto" else asked
+        self._parent = Path(self._spec["parent"]) if self._spec["parent"] else None
+        if self._parent is not None:
+            artifact.check_base(self._parent, self._base)
         model, self._tokenizer = adapter.load_base(self._base.path, self._kind)
         self._data = _Data(folder, self._tokenizer, self._settings["max_length"])
-        self._parent = Path(self._spec["parent"]) if self._spec["parent"] else None
         self._shape = _shape(self._settings)
         trained = folder / "trained"
         self.is_trained = trained.exists()

@@ -156,6 +156,21 @@ def test_the_next_version_starts_from_the_champion(folder, base):
     assert read(folder, "artifact/manifest.json")["parent"] == str(champion)
 
 
+@pytest.mark.parametrize("part", ["weights", "tokenizer", "template"])
+def test_t19_a_parent_that_was_made_for_another_base_is_refused_before_training(folder, base, part):
+    """T19, §8.5.6. It fits, being of the same shape: attached and trained it would pass for this base's."""
+    job.run(folder)
+    again = prepared(folder.parent / "j2", base, examples=FIRST, parent=folder / "artifact")
+    other = {**read(again, "spec.json"), "base": as_json(replace(base, **{f"{part}_digest": "another's"}))}
+    (again / "spec.json").write_text(json.dumps(other))
+    with pytest.raises(adapter.Unservable, match=f"was made for another base: its {part} differ"):
+        job.run(again)
+    assert not (again / "trained").exists()
+    (again / "spec.json").write_text(json.dumps({**other, "base": as_json(base)}))
+    job.run(again)
+    assert (again / "evaluation.json").exists(), "by its own base it is taken"
+
+
 class Killed(BaseException):
     pass
 
