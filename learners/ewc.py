@@ -39,6 +39,9 @@ STIFF_RATIO, STIFF_SHARE = 10.0, 0.2
 FAINT_RATIO = 0.01
 """A penalty that was never more than this share of the mean loss has changed next to nothing."""
 
+_LEAST_LOSS = 1e-12
+"""In nats: what a loss of exactly zero counts as in a quotient."""
+
 
 class Inert(ValueError):
     """The penalty has no effect although it should have one; the message says why."""
@@ -70,7 +73,7 @@ class Penalty:
         if not highest:
             raise Inert("ewc_inert: the penalty was exactly zero throughout: no weight moved, or none that its Fisher knows")
         stiff = sum(penalty > STIFF_RATIO * loss for loss, penalty in seen) / max(len(seen), 1)
-        told: dict[str, Any] = {"penalty": last, "penalty_stiff_share": stiff}
+        told: dict[str, Any] = {"penalty": last, "penalty_stiff_share": stiff, "penalty_to_loss": _course(seen)}
         if stiff > STIFF_SHARE:
             told["warning"] = f"ewc_stiff: the penalty was over {STIFF_RATIO:g} times the loss in {stiff:.0%} of the batches"
         elif seen and highest < FAINT_RATIO * sum(loss for loss, _ in seen) / len(seen):
@@ -139,6 +142,12 @@ class Ewc:
             left = {name: tokens * new.cpu() + (faded * known[name] if known else 0) for name, new in found.items()}
         beside: dict[str, Tensor] = self._examples.consolidate(model, factors, state, fresh, pad_id, settings, kept)
         return {**(left if any(curvature.any() for curvature in left.values()) else {}), **beside}
+
+
+def _course(seen: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """How many times the loss the penalty was in the first, the middle and the last batch; nothing before any was seen."""
+    places = {"start": 0, "middle": len(seen) // 2, "end": len(seen) - 1} if seen else {}
+    return {name: seen[place][1] / max(seen[place][0], _LEAST_LOSS) for name, place in places.items()}
 
 
 def _adapter_scale(settings: Mapping[str, Any]) -> float:

@@ -101,7 +101,8 @@ class _Update:
         state = self._strategy.consolidate(self._model, factors, before, fresh, pad_id, self._settings, kept)
         self._report({"phase": "measuring the candidate"})
         compared = self._comparison.after(self._model, json.loads((self._folder / "compared.json").read_text()))
-        beside = {**compared, "looks": self._spec.get("looks", {})}
+        warnings = afterwards.warnings(json.loads((self._folder / "trained" / "metrics.json").read_text()))
+        beside = {**compared, "looks": self._spec.get("looks", {}), "warnings": warnings}
         _finish(self._folder, self._spec, self._base, self._model, self._tokenizer, self._data, state, beside)
         self._report({"phase": "done"})
 

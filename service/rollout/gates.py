@@ -79,6 +79,8 @@ class Verdict:
     """The older slices and suites that it rests on, by name: a look at each."""
     matrix: Mapping[str, Any] | None = None
     """By score: the line's versions by its slices, this one the last row; see `learners.matrix`."""
+    warnings: tuple[str, ...] = ()
+    """What the job noticed of its own training; nothing is decided by it."""
 
     @property
     def worst(self) -> Finding | None:
@@ -96,6 +98,7 @@ class Verdict:
             "worst": self.worst.name if self.worst else None,
             "measured": list(self.measured),
             "matrix": self.matrix,
+            "warnings": list(self.warnings),
         }
 
 
@@ -115,7 +118,7 @@ class _Scores:
 def judge(evaluation: Mapping[str, Any], gate: Gate) -> Verdict:
     """Judge what a job measured: `evaluation["slices"][name]` has `is_new` and scores of base, champion and candidate.
 
-    `evaluation["suites"]`, `["kl"]`, `["lengths"]` and `["looks"]` are as `learners.job` writes them, where there are any.
+    `evaluation["suites"]`, `["kl"]`, `["lengths"]`, `["looks"]` and `["warnings"]` are as `learners.job` writes them, if it does.
     Raises `ValueError` when the scores are not finite or do not pair.
     """
     field, seen = _FIELD[gate.score], evaluation.get("looks", {})
@@ -131,7 +134,8 @@ def judge(evaluation: Mapping[str, Any], gate: Gate) -> Verdict:
     outcomes = {*(found.outcome for found in findings), *(bound.outcome for bound in bounds)}
     worst: Outcome = "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
     reasons = (*(_say(found, gate) for found in findings), *(bound.told for bound in bounds))
-    return Verdict(worst, reasons, gate.score, tuple(findings), tuple(bounds), looks.measured(evaluation))
+    told = tuple(evaluation.get("warnings", ()))
+    return Verdict(worst, reasons, gate.score, tuple(findings), tuple(bounds), looks.measured(evaluation), warnings=told)
 
 
 def matrix(evaluation: Mapping[str, Any], parent: Mapping[str, Any], version: str) -> dict[str, Any]:

@@ -154,3 +154,9 @@ def test_ewc_s_penalty_stands_beside_opinions_too(whole, plain, base, tmp_path):
     assert told["penalty"] > 0
     assert {"kto_penalty", "dpo_penalty"} <= told.keys()
     assert "kto_penalty" not in manifest(whole)["metrics"]
+
+
+def test_warnings_after_imitation_are_told_with_their_phase():
+    metrics = {"warning": "a; b", "kto_loss": 1.0, "dpo_warning": "ewc_stiff: no room"}
+    assert afterwards.warnings(metrics) == ["a; b", "dpo: ewc_stiff: no room"]
+    assert afterwards.warnings({"penalty": 0.1}) == []

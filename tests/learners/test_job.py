@@ -329,6 +329,31 @@ def test_without_divergence_it_is_rehearsal_to_the_bit(learn):
     assert (lighter / adapter.WEIGHTS).read_bytes() != (plain / adapter.WEIGHTS).read_bytes()
 
 
+def test_a_first_job_has_nothing_to_think_of_and_one_that_rehearses_what_nobody_knew_is_warned_of(learn):
+    """Liveness: a first job does not fail; nor does one after a champion of another strategy, but it is told."""
+    first = learn("j1", FIRST, strategy="der++")
+    assert "distilled_examples" not in metrics(first)
+    assert read(first.parent, "evaluation.json")["warnings"] == []
+    others = [replace(e, id=f"other-{e.id}") for e in REMEMBERED]
+    second = learn("j2", STRATEGIES["der++"].plan(SECOND, others, [], 0.5, 0), first, strategy="der++")
+    (warning,) = read(second.parent, "evaluation.json")["warnings"]
+    assert warning == metrics(second)["warning"]
+    assert warning.startswith("der_faint")
+
+
+def test_what_several_parts_warn_of_is_told_and_how_the_penalty_grew(learn):
+    first = learn("j1", FIRST, strategy="ewc+der++")
+    others = [replace(e, id=f"other-{e.id}") for e in REMEMBERED]
+    plan = STRATEGIES["der++"].plan(SECOND, others, [], 0.5, 0)
+    second = learn("j2", plan, first, strategy="ewc+der++", ewc_kappa=1e-6)
+    (warning,) = read(second.parent, "evaluation.json")["warnings"]
+    assert "ewc_faint" in warning
+    assert "der_faint" in warning
+    course = metrics(second)["penalty_to_loss"]
+    assert course["start"] == 0 < course["middle"] < 0.01
+    assert course["end"] > 0
+
+
 def test_both_kinds_of_state_lie_beside_each_other_and_each_strategy_reads_its_own(learn):
     first = learn("j1", FIRST, strategy="ewc+der++")
     plan = STRATEGIES["der++"].plan(SECOND, REMEMBERED, [], 0.5, 0)
