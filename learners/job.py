@@ -86,8 +86,9 @@ class _Update:
 
     def train(self) -> None:
         """Imitate, then learn from opinions, and keep what came of it."""
+        options = {**self._settings, **self._spec.get("trainer", {})}
         after = afterwards.Afterwards(
-            self._folder, self._model, self._tokenizer, self._settings, self._kind, self._penalty
+            self._folder, self._model, self._tokenizer, options, self._kind, self._penalty
         )  # while the adapter is the champion's
         metrics = after.learn(self._imitate, self._keep, self._report)
         self._keep({**metrics, "precision": self._kind}, self._folder / "trained")
