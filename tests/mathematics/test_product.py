@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from learners import adapter
+from learners import adapter, product
 from learners.encode import IGNORED, Encoded, collate, reply_logits
 from learners.ewc import PRODUCT, Ewc, Inert, Penalty
 from learners.naive import Naive
@@ -34,7 +34,7 @@ def dense(factors, state, anchor):
     return SCALE / 2 * (g[:, None] * x * apart.square()).sum()
 
 
-def test_the_gram_form_is_the_dense_one_and_so_is_its_gradient(factors, state):
+def test_t10_the_gram_form_is_the_dense_one_and_so_is_its_gradient(factors, state):
     anchor = (factors[NAMES[1]] @ factors[NAMES[0]]).detach()
     penalty = ProductPenalty(factors, state, SCALE, S)
     assert penalty() == 0
@@ -44,6 +44,31 @@ def test_the_gram_form_is_the_dense_one_and_so_is_its_gradient(factors, state):
     assert torch.allclose(found, wanted, rtol=1e-10)
     pairs = zip(*(torch.autograd.grad(value, list(factors.values())) for value in (found, wanted)), strict=True)
     assert all(torch.allclose(*pair, rtol=1e-10) for pair in pairs)
+
+
+def difference_s_product(b, a, b_then, a_then, g, x):
+    """The well-known wrong one: the product of the factors' differences in place of the difference of their products."""
+    return (g[:, None] * x * ((b - b_then) @ (a - a_then)).square()).sum()
+
+
+def root_of_one_side(b, a, b_then, a_then, g, x):
+    """Another: a side's weight at its root, as if the squares were taken of it too."""
+    return (g[:, None].sqrt() * x * (b @ a - b_then @ a_then).square()).sum()
+
+
+def separate_factors(b, a, b_then, a_then, g, x):
+    """And what it is not either: each factor's own way, weighed by its own side."""
+    return (g[:, None] * (b - b_then).square()).sum() + (x * (a - a_then).square()).sum()
+
+
+@pytest.mark.parametrize("wrong", [difference_s_product, root_of_one_side, separate_factors])
+def test_t10_the_wrong_forms_are_not_the_dense_one(factors, state, monkeypatch, wrong):
+    anchor = (factors[NAMES[1]] @ factors[NAMES[0]]).detach()
+    monkeypatch.setattr(product, "_norm", wrong)
+    penalty = ProductPenalty(factors, state, SCALE, S)
+    for n, p in enumerate(factors.values()):
+        p.data += normal(*p.shape, seed=n + 5)
+    assert not torch.allclose(penalty(), dense(factors, state, anchor), rtol=0.1)
 
 
 def test_near_the_anchor_nothing_is_lost_in_single_precision(factors, state):
