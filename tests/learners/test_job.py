@@ -9,6 +9,7 @@ from learners import adapter, artifact, dark, job
 from learners.base import as_json
 from learners.encode import encode, key_of
 from learners.ewc import Inert
+from learners.order import Order
 from learners.strategy import STRATEGIES
 from replay.general import examples
 from replay.records import Example, Split
@@ -269,6 +270,19 @@ def test_without_weight_it_is_the_strategy_beneath_to_the_bit(learn):
     assert state_of(weightless), "it still leaves a Fisher for a job that gives it weight"
 
 
+def test_t16_a_weight_of_next_to_nothing_is_none_to_the_bit_but_for_what_is_told_of_it(learn):
+    """T16. In single precision the penalty's gradient is lost in the loss's; that it changed nothing is said."""
+    first = learn("j1", FIRST, strategy="ewc")
+    none, next_to_none, one = (
+        learn(f"k{n}", SECOND, first, strategy="ewc", ewc_kappa=kappa) for n, kappa in enumerate((0.0, 1e-12, 1.0))
+    )
+    assert (next_to_none / adapter.WEIGHTS).read_bytes() == (none / adapter.WEIGHTS).read_bytes()
+    assert (one / adapter.WEIGHTS).read_bytes() != (none / adapter.WEIGHTS).read_bytes()
+    assert 0 < metrics(next_to_none)["penalty"] < 1e-9 < metrics(one)["penalty"]
+    assert metrics(next_to_none)["warning"].startswith("ewc_faint")
+    assert "penalty" not in metrics(none)
+
+
 def test_after_another_strategy_s_version_there_is_no_penalty(learn):
     first = learn("j1", FIRST, strategy="naive")
     assert "penalty" not in metrics(learn("j2", SECOND, first, strategy="ewc"))
@@ -416,6 +430,22 @@ def test_joint_training_starts_from_the_base_but_is_compared_with_the_champion(l
     assert (second / adapter.WEIGHTS).read_bytes() == (afresh / adapter.WEIGHTS).read_bytes()
     compared = read(second.parent, "evaluation.json")["slices"]["trains"]
     assert compared["champion"] != compared["base"]
+
+
+def test_joint_training_is_a_single_pass_over_all_of_it_from_the_base_with_the_same_seed_and_order(learn):
+    """Bit for bit: what an epoch deals from its sources, as one lesson in that order. In another order it is not."""
+    first = learn("j1", FIRST, strategy="joint")
+    plan = STRATEGIES["joint"].plan(SECOND, REMEMBERED, [], 0.5, 0)
+    joint = learn("j2", plan, first, strategy="joint", epochs=1)
+    trained = [e for e in plan if e.split is Split.TRAIN]
+    dealt = [trained[place] for place in Order([1] * len(trained), 8, 0, [e.source for e in trained])]
+    rest = [e for e in plan if e.split is not Split.TRAIN]
+    at_once = [*(replace(e, source="fresh") for e in dealt), *rest]
+    single = learn("j3", at_once, strategy="joint", epochs=1)  # the same fresh adapter, one lesson, no champion, no sources
+    other = learn("j4", at_once[::-1], strategy="joint", epochs=1)
+    warm = learn("j5", at_once, first, strategy="naive", epochs=1)
+    assert (joint / adapter.WEIGHTS).read_bytes() == (single / adapter.WEIGHTS).read_bytes()
+    assert all((one / adapter.WEIGHTS).read_bytes() != (joint / adapter.WEIGHTS).read_bytes() for one in (other, warm))
 
 
 @pytest.mark.parametrize(("strategy", "rehearsed", "share"), [("replay", 7, 0.5), ("joint", 14, 1.0)])
