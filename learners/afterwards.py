@@ -96,6 +96,12 @@ def manifest(folder: Path) -> dict[str, Any]:
     return {"opinions": [{name: one[name] for name in ("id", "source", "split")} for one in said]} if said else {}
 
 
+def warnings(metrics: Mapping[str, Any]) -> list[str]:
+    """What a version's metrics warn of, those of what came after imitation with their phase."""
+    named = {"": "warning", **{f"{phase}: ": f"{phase}_warning" for phase in PHASES}}
+    return [f"{begin}{metrics[name]}" for begin, name in named.items() if name in metrics]
+
+
 def read(file: Path, tokenizer: Any, max_length: int) -> Opinions:
     """The opinions that the job was given, if any."""
     found = Opinions({phase: [] for phase in PHASES}, {phase: [] for phase in PHASES}, {})

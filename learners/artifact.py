@@ -26,6 +26,13 @@ MANIFEST, FINGERPRINT, CONSOLIDATION, COMPLETE = "manifest.json", "fingerprint.j
 
 State = Mapping[str, torch.Tensor]
 """What a strategy leaves in a version for the next job; empty: nothing."""
+PROBES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "Classify this message and answer with one word.",
+    "What is the capital of France? The capital of France is Paris.",
+    "Thank you for your help, I will try again tomorrow.",
+)
+"""Neutral texts whose log-probs are a version's fingerprint; learned prompts are added to them."""
 
 
 def seal(folder: Path, manifest: Mapping[str, Any], fingerprint: Mapping[str, Any], state: State | None = None) -> str:
@@ -51,20 +58,35 @@ def check(folder: Path, base: BaseModel, max_rank: int) -> str:
         for name, digest in manifest["files"].items():
             if _digest(folder / name) != digest:
                 raise Unservable(f"{folder / name} is not the file that its manifest names: it was changed or damaged")
-        made_for = dict(manifest["base"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Unservable(f"{folder / MANIFEST} cannot be read: {error!r}") from None
-    changed = [part for part, digest in base.digests.items() if made_for.get(part) != digest]
-    if changed:
-        raise Unservable(f"{folder} was made for another base: its {', '.join(changed)} differ from those that serve")
+        raise _unreadable(folder, error) from None
+    check_base(folder, base)
     check_adapter(folder, max_rank, base.path)
     return _digest(folder / MANIFEST)
+
+
+def check_base(folder: Path, base: BaseModel) -> None:
+    """Raise `Unservable` unless the version's manifest names this very base.
+
+    An adapter fits any base of the same shape: only the digests tell that what it knows is another one's.
+    """
+    try:
+        made_for = dict(json.loads((folder / MANIFEST).read_text())["base"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(folder, error) from None
+    changed = [part for part, digest in base.digests.items() if made_for.get(part) != digest]
+    if changed:
+        raise Unservable(f"{folder} was made for another base: its {', '.join(changed)} differ from those of {base.name}")
 
 
 def consolidation(folder: Path | None) -> dict[str, torch.Tensor]:
     """What the strategy of a version left in its folder; empty when it left nothing, or there is no version."""
     file = folder / CONSOLIDATION if folder else None
     return load_file(file) if file and file.exists() else {}
+
+
+def _unreadable(folder: Path, error: Exception) -> Unservable:
+    return Unservable(f"{folder / MANIFEST} cannot be read: {error!r}")
 
 
 def _digest(path: Path) -> str:

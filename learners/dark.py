@@ -82,9 +82,15 @@ class Distillation:
     """What stands in the place of a remembered token's loss: β times its cross entropy + α times its divergence."""
 
     def __init__(self, known: Mapping[str, torch.Tensor], remembered: Sequence[Encoded], alpha: float, beta: float) -> None:
-        """Of those remembered examples that `known` has something of; the others' losses stay as they are."""
+        """Of those remembered examples that `known` has something of; the others' losses stay as they are.
+
+        Raises `Inert` when what is known of them is of replies of other lengths throughout: then something is damaged.
+        """
         lengths, found = {e.key: e.reply_length for e in remembered}, _unpacked(known)
         self._known = {key: one for key, one in found.items() if lengths.get(key) == len(one[0])}
+        if alpha and not self._known and lengths.keys() & found.keys():
+            raise Inert("der_inert: what the champion left of the remembered examples is of other replies than theirs")
+        self._remembered = len(lengths)
         self._alpha, self._beta = alpha, beta
         self._seen: list[torch.Tensor] = []
 
@@ -101,11 +107,19 @@ class Distillation:
         return losses.index_put((rows, columns), self._beta * losses[rows, columns] + self._alpha * apart)
 
     def outcome(self) -> dict[str, Any]:
-        """What it came to; raises `Inert` when it never was anything but zero."""
+        """What it came to, with a warning when it had nothing to hold; raises `Inert` when it never was anything but zero.
+
+        That the champion knew none of what was drawn is no fault: its line may just have changed its strategy.
+        """
         seen = [float(one) for one in self._seen]
         if seen and self._alpha and not any(seen):
             raise Inert("der_inert: the divergence from what was remembered was exactly zero throughout")
-        return {"distilled_examples": len(self._known), "divergence": sum(seen) / max(len(seen), 1)}
+        told: dict[str, Any] = {"distilled_examples": len(self._known), "divergence": sum(seen) / max(len(seen), 1)}
+        if self._alpha and not self._known:
+            told["warning"] = (
+                f"der_faint: the champion left nothing of the {self._remembered} remembered examples: they were rehearsed alone"
+            )
+        return told
 
 
 def _packed(found: Mapping[int, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ What the diagonal cannot see is that (A, B) and (MA, BM⁻¹) are one function; 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,9 @@ STIFF_RATIO, STIFF_SHARE = 10.0, 0.2
 """A penalty so many times the loss, in more than that share of the batches, leaves no room to learn."""
 FAINT_RATIO = 0.01
 """A penalty that was never more than this share of the mean loss has changed next to nothing."""
+
+_LEAST_LOSS = 1e-12
+"""In nats: what a loss of exactly zero counts as in a quotient."""
 
 
 class Inert(ValueError):
@@ -69,7 +73,7 @@ class Penalty:
         if not highest:
             raise Inert("ewc_inert: the penalty was exactly zero throughout: no weight moved, or none that its Fisher knows")
         stiff = sum(penalty > STIFF_RATIO * loss for loss, penalty in seen) / max(len(seen), 1)
-        told: dict[str, Any] = {"penalty": last, "penalty_stiff_share": stiff}
+        told: dict[str, Any] = {"penalty": last, "penalty_stiff_share": stiff, "penalty_to_loss": _course(seen)}
         if stiff > STIFF_SHARE:
             told["warning"] = f"ewc_stiff: the penalty was over {STIFF_RATIO:g} times the loss in {stiff:.0%} of the batches"
         elif seen and highest < FAINT_RATIO * sum(loss for loss, _ in seen) / len(seen):
@@ -106,7 +110,7 @@ class Ewc:
         if _is_of_the_product(settings):
             from learners.product import ProductPenalty
 
-            return ProductPenalty(factors, known, scale, settings["alpha"] / settings["rank"])
+            return ProductPenalty(factors, known, scale, _adapter_scale(settings))
         return Penalty(factors, known, scale)
 
     def distillation(self, remembered: Sequence[Encoded], state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Any:
@@ -140,6 +144,18 @@ class Ewc:
         return {**(left if any(curvature.any() for curvature in left.values()) else {}), **beside}
 
 
+def _course(seen: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """How many times the loss the penalty was in the first, the middle and the last batch; nothing before any was seen."""
+    places = {"start": 0, "middle": len(seen) // 2, "end": len(seen) - 1} if seen else {}
+    return {name: seen[place][1] / max(seen[place][0], _LEAST_LOSS) for name, place in places.items()}
+
+
+def _adapter_scale(settings: Mapping[str, Any]) -> float:
+    """What y = W x + s B A x has as s: alpha/rank, with rsLoRA alpha/√rank."""
+    rank = settings["rank"]
+    return float(settings["alpha"] / (math.sqrt(rank) if settings.get("rslora") else rank))
+
+
 def _is_of_the_product(settings: Mapping[str, Any]) -> bool:
     return bool(settings.get("ewc_form") == "product")
 
@@ -154,6 +170,11 @@ def _check(factors: Mapping[str, Tensor], fisher: Mapping[str, Tensor]) -> None:
     strays = sorted({name for name in factors.keys() | fisher.keys() if _shape(factors, name) != _shape(fisher, name)})
     if strays:
         raise Inert(f"ewc_inert: the champion's Fisher is not of these factors: {strays[0]} and {len(strays) - 1} more differ")
+    check_entries(fisher)
+
+
+def check_entries(fisher: Mapping[str, Tensor]) -> None:
+    """Raise `Inert` unless all entries are finite and none negative, and some entry is not zero."""
     if not all(f.isfinite().all() and (f >= 0).all() for f in fisher.values()) or not any(f.any() for f in fisher.values()):
         raise Inert("ewc_inert: the champion's Fisher is zero everywhere, or has entries that are negative or not finite")
 

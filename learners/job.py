@@ -28,14 +28,6 @@ from learners.sharding import is_sharded
 from learners.strategy import STRATEGIES, Beside
 from learners.trainer import GATHERED, fit
 
-PROBES = (
-    "The quick brown fox jumps over the lazy dog.",
-    "Classify this message and answer with one word.",
-    "What is the capital of France? The capital of France is Paris.",
-    "Thank you for your help, I will try again tomorrow.",
-)
-"""Neutral texts whose log-probs are a version's fingerprint; learned prompts are added to them."""
-
 Json = dict[str, Any]
 
 
@@ -63,9 +55,11 @@ class _Update:
         self._strategy = STRATEGIES[self._settings["strategy"]]
         asked = self._spec.get("dtype") or self._settings.get("precision", "auto")
         self._kind = precision.fastest() if asked == "auto" else asked
+        self._parent = Path(self._spec["parent"]) if self._spec["parent"] else None
+        if self._parent is not None:
+            artifact.check_base(self._parent, self._base)
         model, self._tokenizer = adapter.load_base(self._base.path, self._kind)
         self._data = _Data(folder, self._tokenizer, self._settings["max_length"])
-        self._parent = Path(self._spec["parent"]) if self._spec["parent"] else None
         self._shape = _shape(self._settings)
         trained = folder / "trained"
         self.is_trained = trained.exists()
@@ -84,8 +78,9 @@ class _Update:
 
     def train(self) -> None:
         """Imitate, then learn from opinions, and keep what came of it."""
+        options = {**self._settings, **self._spec.get("trainer", {})}
         after = afterwards.Afterwards(
-            self._folder, self._model, self._tokenizer, self._settings, self._kind, self._penalty
+            self._folder, self._model, self._tokenizer, options, self._kind, self._penalty
         )  # while the adapter is the champion's
         metrics = after.learn(self._imitate, self._keep, self._report)
         self._keep({**metrics, "precision": self._kind}, self._folder / "trained")
@@ -102,7 +97,8 @@ class _Update:
         state = leaves.consolidate(self._model, factors, before, learned, pad_id, self._settings, kept)
         self._report({"phase": "measuring the candidate"})
         compared = self._comparison.after(self._model, json.loads((self._folder / "compared.json").read_text()))
-        beside = {**compared, "looks": self._spec.get("looks", {})}
+        warnings = afterwards.warnings(json.loads((self._folder / "trained" / "metrics.json").read_text()))
+        beside = {**compared, "looks": self._spec.get("looks", {}), "warnings": warnings}
         _finish(self._folder, self._spec, self._base, self._model, self._tokenizer, self._data, state, beside)
         self._report({"phase": "done"})
 
@@ -266,7 +262,7 @@ def _manifest(folder: Path, spec: Json, base: BaseModel, data: _Data) -> Json:
 
 
 def _fingerprint(model: Any, tokenizer: Any, learned: Sequence[Encoded]) -> Json:
-    texts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in PROBES] + [e.input_ids for e in learned]
+    texts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in artifact.PROBES] + [e.input_ids for e in learned]
     probes = []
     for ids in texts:
         with adapter.without(model):

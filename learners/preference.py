@@ -31,6 +31,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from learners import adapter
 from learners.precision import Precision
 from learners.strategy import Beside
+from learners.tracking import tracked
 from learners.trainer import DEFAULTS, Lifeless, Report, Reporter, last_whole
 
 Phase = Literal["kto", "dpo"]
@@ -55,20 +56,22 @@ def fit(
 ) -> dict[str, Any]:
     """Train the adapter on `model` in place, going on from the folder's last whole checkpoint; returns what came of it.
 
-    `champion` are the factors of the reference, `settings` the line's learning settings. Metrics are named `kto_…` or `dpo_…`.
+    `champion` are the factors of the reference, `settings` the line's learning settings and the trainer's own. `folder` lies two
+    levels below the job's, where the run is followed if it is to be. Metrics are named `kto_…` or `dpo_…`.
     """
     make = _kto if phase == "kto" else _dpo
     reporter = Reporter(report)
-    trainer = make(model, tokenizer, training, held_out, settings, precision, folder, reporter)
-    trainer.penalty = penalty
-    adapter.refer(model, champion)
-    done = trainer.train(resume_from_checkpoint=last_whole(folder))
-    if not done.training_loss:
-        raise Lifeless(f"the loss of {phase} was exactly zero throughout: nothing was learned")
-    told = {"loss": done.training_loss, "items": len(training), "seconds": done.metrics["train_runtime"]}
-    if held_out:
-        seen = trainer.evaluate()
-        told |= {f"held_out_{short}": seen[name] for name, short in _HELD_OUT.items() if name in seen}
+    settings = {**DEFAULTS, **settings}
+    with tracked(settings["report_to"], folder.parent.parent, phase) as tracking:
+        trainer = make(model, tokenizer, training, held_out, settings, precision, folder, reporter, tracking)
+        trainer.penalty = penalty
+        adapter.refer(model, champion)
+        done = trainer.train(resume_from_checkpoint=last_whole(folder))
+        if not done.training_loss:
+            raise Lifeless(f"the loss of {phase} was exactly zero throughout: nothing was learned")
+        told = {"loss": done.training_loss, "items": len(training), "seconds": done.metrics["train_runtime"]}
+        seen = trainer.evaluate() if held_out else {}
+    told |= {f"held_out_{short}": seen[name] for name, short in _HELD_OUT.items() if name in seen}
     told |= penalty.outcome() if penalty else {}
     adapter.drop_reference(model)
     return {f"{phase}_{name}": value for name, value in told.items()}
@@ -124,6 +127,7 @@ def _kto(
     precision: Precision,
     folder: Path,
     reporter: Reporter,
+    tracking: Mapping[str, Any],
 ) -> _Kto:
     size = kto_batch(len(training), settings["batch_size"])
     up = sum("good" in row for row in training)
@@ -132,7 +136,7 @@ def _kto(
     data = partial(_thumbs, size=size, seed=settings["seed"])
     return _Kto(
         model=model,
-        args=KTOConfig(**_arguments(settings, precision, folder, len(training), size), **weights),
+        args=KTOConfig(**_arguments(settings, precision, folder, len(training), size, tracking), **weights),
         train_dataset=data(training),
         eval_dataset=data(held_out) if held_out else None,
         processing_class=tokenizer,
@@ -149,17 +153,16 @@ def _dpo(
     precision: Precision,
     folder: Path,
     reporter: Reporter,
+    tracking: Mapping[str, Any],
 ) -> _Dpo:
-    chosen = settings["preferences"]
+    chosen, size = settings["preferences"], settings["batch_size"]
     terms: dict[str, Any] = {"loss_type": ["robust" if chosen["label_smoothing"] else "sigmoid"], "loss_weights": [1.0]}
     if chosen["imitation"]:
         terms = {"loss_type": [*terms["loss_type"], "sft"], "loss_weights": [1.0, chosen["imitation"]]}
-    size = settings["batch_size"]
+    told = _arguments(settings, precision, folder, len(training), size, tracking)
     return _Dpo(
         model=model,
-        args=DPOConfig(
-            **_arguments(settings, precision, folder, len(training), size), **terms, label_smoothing=chosen["label_smoothing"]
-        ),
+        args=DPOConfig(**told, **terms, label_smoothing=chosen["label_smoothing"]),
         train_dataset=_pairs(training),
         eval_dataset=_pairs(held_out) if held_out else None,
         processing_class=tokenizer,
@@ -195,9 +198,10 @@ def _pairs(rows: Sequence[Row]) -> Dataset:
     )
 
 
-def _arguments(settings: Mapping[str, Any], precision: Precision, folder: Path, items: int, size: int) -> dict[str, Any]:
+def _arguments(
+    settings: Mapping[str, Any], precision: Precision, folder: Path, items: int, size: int, tracking: Mapping[str, Any]
+) -> dict[str, Any]:
     """What both trainers are told: the line's learning settings, but for those that stand under `preferences`."""
-    settings = {**DEFAULTS, **settings}
     chosen, has_gpu, spares = settings["preferences"], torch.cuda.is_available(), settings["gradient_checkpointing"]
     return {
         "output_dir": str(folder),
@@ -221,6 +225,6 @@ def _arguments(settings: Mapping[str, Any], precision: Precision, folder: Path, 
         "bf16": precision == "bfloat16",
         "gradient_checkpointing": has_gpu if spares == "auto" else spares == "on",
         "remove_unused_columns": False,
-        "report_to": "none",
         "disable_tqdm": True,
+        **tracking,
     }

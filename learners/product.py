@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from learners.encode import Encoded, collate
-from learners.ewc import PRODUCT, Inert, Penalty
+from learners.ewc import PRODUCT, Inert, Penalty, check_entries
 from learners.fisher import sampled_loss
 
 GRADIENTS, INPUTS, TOKENS = ".gradients", ".inputs", f"{PRODUCT}tokens"
@@ -35,11 +35,12 @@ class ProductPenalty(Penalty):
     """The penalty above, anchored where the factors are when it is made; for the rest as `Penalty`."""
 
     def __init__(self, factors: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], scale: float, s: float) -> None:
-        """`scale` is κ/N, `s` the adapter's own. Raises `Inert` when the state is not that of these layers, or says nothing."""
+        """`scale` is κ/N, `s` the adapter's own. Raises `Inert` when the state is not theirs, is damaged or says nothing."""
         layers = [name.removesuffix(A) for name in factors if name.endswith(A)]
-        known = {name.removeprefix(PRODUCT).removesuffix(GRADIENTS) for name in state if name.endswith(GRADIENTS)}
-        if known != set(layers):
-            raise Inert(f"ewc_inert: the champion's Fisher is not of these layers: {min(known ^ set(layers))} and others differ")
+        strays = (state.keys() - {TOKENS}) ^ {f"{PRODUCT}{name}{part}" for name in layers for part in (GRADIENTS, INPUTS)}
+        if strays:
+            raise Inert(f"ewc_inert: the champion's Fisher is not of these layers: {min(strays)} and others differ")
+        check_entries(state)
         self._layers = [self._layer(name, factors, state, scale * s * s) for name in layers]
         if not any(gradients.any() and inputs.any() for *_, gradients, inputs in self._layers):
             raise Inert("ewc_inert: the champion's Fisher is zero everywhere")

@@ -27,19 +27,19 @@ _QUIET = {
 
 
 @contextmanager
-def tracked(names: Sequence[str], job: Path) -> Iterator[Mapping[str, Any]]:
+def tracked(names: Sequence[str], job: Path, part: str = "") -> Iterator[Mapping[str, Any]]:
     """The trainer's arguments for a run that is followed by `names`, while the variables that they read are set.
 
-    A variable that is set already stays as it is.
+    A variable that is set already stays as it is. What comes after imitation has a run of its own, `part`: its steps begin anew.
     """
-    place = str(job / FOLDER)
+    place = str(job / FOLDER / part)
     wanted = {"TENSORBOARD_LOGGING_DIR": place, "WANDB_DIR": place, "TRACKIO_DIR": place, **_QUIET} if names else {}
     ours = {name: value for name, value in wanted.items() if name not in os.environ}
     if names:
-        (job / FOLDER).mkdir(parents=True, exist_ok=True)
+        Path(place).mkdir(parents=True, exist_ok=True)
     os.environ |= ours
     try:
-        yield {"report_to": list(names) or "none", "run_name": job.name, "project": PROJECT}
+        yield {"report_to": list(names) or "none", "run_name": f"{job.name}-{part}" if part else job.name, "project": PROJECT}
     finally:
         for name in ours:
             os.environ.pop(name, None)

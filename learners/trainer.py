@@ -98,13 +98,20 @@ def fit(
     if sharding.is_sharded(settings):
         trainer.save_model(str(folder / GATHERED))
     metrics = {name: float(value) for name, value in done.metrics.items()} | {"tokens_per_second": reporter.tokens_per_second}
-    return metrics | {name: told for part in (penalty, distillation) if part for name, told in part.outcome().items()}
+    return metrics | _outcomes([part.outcome() for part in (penalty, distillation) if part])
 
 
 def last_whole(folder: Path) -> str | None:
     """The newest checkpoint that was written to its end; None: begin at the beginning."""
     whole = [marker.parent for marker in folder.glob(f"checkpoint-*/{WHOLE}")]
     return str(max(whole, key=lambda path: int(path.name.split("-")[-1]))) if whole else None
+
+
+def _outcomes(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several parts of the loss came to; they have one name in common, `warning`, and none of those is lost."""
+    warnings = [one["warning"] for one in told if "warning" in one]
+    found = {name: value for one in told for name, value in one.items()}
+    return found | ({"warning": "; ".join(warnings)} if warnings else {})
 
 
 def _arguments(

@@ -100,7 +100,7 @@ def checks(found: Iterable[Check]) -> Table:
 
 
 def verdict(gate: Json) -> str:
-    """A verdict of the gate in a few words: outcome, the slice that it came nearest to losing, limits that were broken."""
+    """A verdict of the gate in a few words: outcome, the slice nearest to being lost, limits broken, what the job warned of."""
     said = str(gate.get("outcome", ""))
     worst = next(
         (one for one in gate.get("findings", ()) if one["name"] == gate.get("worst") and one["must"] == "not_lose"), None
@@ -108,7 +108,7 @@ def verdict(gate: Json) -> str:
     if worst:
         said += f", worst slice {worst['name']} [{worst['low']:+.3f}, {worst['high']:+.3f}], look {worst.get('looks', 1)}"
     broken = [one["told"] for one in gate.get("bounds", ()) if one["outcome"] != "pass"]
-    return "; ".join([said, *broken])
+    return "; ".join([said, *broken, *gate.get("warnings", ())])
 
 
 def job(running: Json | None) -> str:

@@ -122,7 +122,7 @@ class Training:
         def deed(conn: Connection, now: float) -> tuple[None, Json]:
             jobs.end(conn, job.id, state, now, reason=reason, verdict=verdict.as_json() if verdict else None)
             self._tell(conn, now, job, None, verdict)
-            return None, {"job": job.id, "state": state.value, "reason": reason}
+            return None, {"job": job.id, "state": state.value, "reason": reason, **_warned(verdict)}
 
         self._journal.record("job_ended", job.line, deed)
 
@@ -163,7 +163,8 @@ class Training:
         def deed(conn: Connection, now: float) -> tuple[None, Json]:
             trial = transitions.open_trial(conn, job, made, policy, now)
             self._tell(conn, now, job, trial.candidate, verdict)
-            return None, {"job": job.id, "version": trial.candidate, "trial": trial.id, "digest": digest}
+            told = {"job": job.id, "version": trial.candidate, "trial": trial.id, "digest": digest}
+            return None, {**told, **_warned(verdict)}
 
         self._journal.record("version_made", job.line, deed)
 
@@ -232,3 +233,8 @@ class Training:
 
     def _folder(self, job: Job) -> Path:
         return self._settings.data_dir.absolute() / "jobs" / job.id
+
+
+def _warned(verdict: Verdict | None) -> Json:
+    """The job's warnings, for the log, where it has any."""
+    return {"warnings": list(verdict.warnings)} if verdict and verdict.warnings else {}

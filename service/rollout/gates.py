@@ -13,7 +13,7 @@ the distribution (the KL divergence of candidate from champion, in nats per toke
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -80,6 +80,8 @@ class Verdict:
     """The older slices and suites that it rests on, by name: a look at each."""
     matrix: Mapping[str, Any] | None = None
     """By score: the line's versions by its slices, this one the last row; see `learners.matrix`."""
+    warnings: tuple[str, ...] = ()
+    """What the job noticed of its own training; nothing is decided by it."""
 
     @property
     def worst(self) -> Finding | None:
@@ -97,17 +99,19 @@ class Verdict:
             "worst": self.worst.name if self.worst else None,
             "measured": list(self.measured),
             "matrix": self.matrix,
+            "warnings": list(self.warnings),
         }
 
 
 def judge(evaluation: Mapping[str, Any], gate: Gate, *, is_rebase: bool = False) -> Verdict:
     """Judge what a job measured: `evaluation["slices"][name]` has `is_new` and scores of base, champion and candidate.
 
-    `evaluation["suites"]`, `["kl"]`, `["lengths"]` and `["looks"]` are as `learners.job` writes them, where there are any.
+    `evaluation["suites"]`, `["kl"]`, `["lengths"]`, `["looks"]` and `["warnings"]` are as `learners.job` writes them, if it does.
     A re-base, which learns all again, need not gain: no slice may lose, new ones or old.
     Raises `ValueError` when the scores are not finite or do not pair.
     """
-    return decide(reduced(evaluation, gate.score, is_rebase=is_rebase), gate)
+    said = decide(reduced(evaluation, gate.score, is_rebase=is_rebase), gate)
+    return replace(said, warnings=tuple(evaluation.get("warnings", ())))
 
 
 def decide(facts: Measured, gate: Gate) -> Verdict:

@@ -144,8 +144,8 @@ def _under(policy: Gate | Anchor) -> Json:
 
 
 def _decided(said: gates.Verdict) -> Json:
-    """Without the matrix, which decides nothing."""
-    return {name: value for name, value in said.as_json().items() if name != "matrix"}
+    """Without the matrix and the job's warnings, which decide nothing."""
+    return {name: value for name, value in said.as_json().items() if name not in {"matrix", "warnings"}}
 
 
 def _plain(value: Any) -> Any:

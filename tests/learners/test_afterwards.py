@@ -1,6 +1,7 @@
 """A job that learns from opinions after its examples: in order, each part once, whatever dies, and served like any other."""
 
 import json
+import os
 from dataclasses import asdict
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 
 from learners import adapter, afterwards, artifact, job
 from learners.base import as_json
+from learners.tracking import FOLDER
 from replay.records import Example, Opinion, Source, Split
 
 PREFERENCES = {"beta": 0.1, "learning_rate": 0.005, "epochs": 1, "label_smoothing": 0.1, "imitation": 0.2}
@@ -154,3 +156,23 @@ def test_ewc_s_penalty_stands_beside_opinions_too(whole, plain, base, tmp_path):
     assert told["penalty"] > 0
     assert {"kto_penalty", "dpo_penalty"} <= told.keys()
     assert "kto_penalty" not in manifest(whole)["metrics"]
+
+
+def test_a_followed_job_leaves_events_of_every_phase_and_no_word_of_what_it_learns(base, tmp_path):
+    """By TensorBoard itself: imitation, thumbs and pairs, each a run of its own, since its steps begin anew."""
+    folder = prepared(tmp_path / "j", base)
+    told = {**json.loads((folder / "spec.json").read_text()), "trainer": {"report_to": ["tensorboard"]}}
+    (folder / "spec.json").write_text(json.dumps(told))
+    job.run(folder)
+    assert {path.name for path in (folder / FOLDER).iterdir() if path.is_dir()} == {"kto", "dpo"}
+    for part in ("", "kto", "dpo"):
+        written = b"".join(path.read_bytes() for path in (folder / FOLDER / part).glob("*tfevents*"))
+        assert b"train/loss" in written
+        assert not any(one.good and one.good.encode() in written for one in OPINIONS)
+    assert "TENSORBOARD_LOGGING_DIR" not in os.environ
+
+
+def test_warnings_after_imitation_are_told_with_their_phase():
+    metrics = {"warning": "a; b", "kto_loss": 1.0, "dpo_warning": "ewc_stiff: no room"}
+    assert afterwards.warnings(metrics) == ["a; b", "dpo: ewc_stiff: no room"]
+    assert afterwards.warnings({"penalty": 0.1}) == []

@@ -168,6 +168,21 @@ def test_a_penalty_that_leaves_no_room_or_changes_nothing_is_said(factors, penal
     assert warning is None if said is None else warning.startswith(said)
 
 
+def test_how_the_penalty_stood_to_the_loss_at_the_start_in_the_middle_and_at_the_end_is_kept(factors):
+    penalty = Penalty(factors, FISHER, 1.0)
+    for loss, value in ((4.0, 0.0), (2.0, 1.0), (1.0, 0.5), (0.5, 1.0), (0.0, 3e-12)):
+        penalty.note(torch.tensor(loss), torch.tensor(value))
+    course = penalty.outcome()["penalty_to_loss"]
+    assert course == {"start": 0.0, "middle": 0.5, "end": pytest.approx(3)}
+
+
+def test_without_a_batch_nothing_is_said_of_its_course(factors):
+    penalty = Penalty(factors, FISHER, 1.0)
+    with torch.no_grad():
+        factors["b"] += 1
+    assert penalty.outcome()["penalty_to_loss"] == {}
+
+
 @pytest.fixture
 def examples(tokenizer):
     rows = [("a" * (1 + 5 * n % 17), "yes" if n % 3 else "oh no") for n in range(8)]

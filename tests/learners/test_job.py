@@ -9,6 +9,7 @@ from learners import adapter, artifact, dark, job
 from learners.base import as_json
 from learners.encode import encode, key_of
 from learners.ewc import Inert
+from learners.order import Order
 from learners.strategy import STRATEGIES
 from replay.general import examples
 from replay.records import Example, Split
@@ -156,6 +157,21 @@ def test_the_next_version_starts_from_the_champion(folder, base):
     assert read(folder, "artifact/manifest.json")["parent"] == str(champion)
 
 
+@pytest.mark.parametrize("part", ["weights", "tokenizer", "template"])
+def test_t19_a_parent_that_was_made_for_another_base_is_refused_before_training(folder, base, part):
+    """T19, §8.5.6. It fits, being of the same shape: attached and trained it would pass for this base's."""
+    job.run(folder)
+    again = prepared(folder.parent / "j2", base, examples=FIRST, parent=folder / "artifact")
+    other = {**read(again, "spec.json"), "base": as_json(replace(base, **{f"{part}_digest": "another's"}))}
+    (again / "spec.json").write_text(json.dumps(other))
+    with pytest.raises(adapter.Unservable, match=f"was made for another base: its {part} differ"):
+        job.run(again)
+    assert not (again / "trained").exists()
+    (again / "spec.json").write_text(json.dumps({**other, "base": as_json(base)}))
+    job.run(again)
+    assert (again / "evaluation.json").exists(), "by its own base it is taken"
+
+
 class Killed(BaseException):
     pass
 
@@ -256,6 +272,19 @@ def test_without_weight_it_is_the_strategy_beneath_to_the_bit(learn):
     assert state_of(weightless), "it still leaves a Fisher for a job that gives it weight"
 
 
+def test_t16_a_weight_of_next_to_nothing_is_none_to_the_bit_but_for_what_is_told_of_it(learn):
+    """T16. In single precision the penalty's gradient is lost in the loss's; that it changed nothing is said."""
+    first = learn("j1", FIRST, strategy="ewc")
+    none, next_to_none, one = (
+        learn(f"k{n}", SECOND, first, strategy="ewc", ewc_kappa=kappa) for n, kappa in enumerate((0.0, 1e-12, 1.0))
+    )
+    assert (next_to_none / adapter.WEIGHTS).read_bytes() == (none / adapter.WEIGHTS).read_bytes()
+    assert (one / adapter.WEIGHTS).read_bytes() != (none / adapter.WEIGHTS).read_bytes()
+    assert 0 < metrics(next_to_none)["penalty"] < 1e-9 < metrics(one)["penalty"]
+    assert metrics(next_to_none)["warning"].startswith("ewc_faint")
+    assert "penalty" not in metrics(none)
+
+
 def test_after_another_strategy_s_version_there_is_no_penalty(learn):
     first = learn("j1", FIRST, strategy="naive")
     assert "penalty" not in metrics(learn("j2", SECOND, first, strategy="ewc"))
@@ -349,6 +378,31 @@ def test_without_divergence_it_is_rehearsal_to_the_bit(learn):
     assert (lighter / adapter.WEIGHTS).read_bytes() != (plain / adapter.WEIGHTS).read_bytes()
 
 
+def test_a_first_job_has_nothing_to_think_of_and_one_that_rehearses_what_nobody_knew_is_warned_of(learn):
+    """Liveness: a first job does not fail; nor does one after a champion of another strategy, but it is told."""
+    first = learn("j1", FIRST, strategy="der++")
+    assert "distilled_examples" not in metrics(first)
+    assert read(first.parent, "evaluation.json")["warnings"] == []
+    others = [replace(e, id=f"other-{e.id}") for e in REMEMBERED]
+    second = learn("j2", STRATEGIES["der++"].plan(SECOND, others, [], 0.5, 0), first, strategy="der++")
+    (warning,) = read(second.parent, "evaluation.json")["warnings"]
+    assert warning == metrics(second)["warning"]
+    assert warning.startswith("der_faint")
+
+
+def test_what_several_parts_warn_of_is_told_and_how_the_penalty_grew(learn):
+    first = learn("j1", FIRST, strategy="ewc+der++")
+    others = [replace(e, id=f"other-{e.id}") for e in REMEMBERED]
+    plan = STRATEGIES["der++"].plan(SECOND, others, [], 0.5, 0)
+    second = learn("j2", plan, first, strategy="ewc+der++", ewc_kappa=1e-6)
+    (warning,) = read(second.parent, "evaluation.json")["warnings"]
+    assert "ewc_faint" in warning
+    assert "der_faint" in warning
+    course = metrics(second)["penalty_to_loss"]
+    assert course["start"] == 0 < course["middle"] < 0.01
+    assert course["end"] > 0
+
+
 def test_both_kinds_of_state_lie_beside_each_other_and_each_strategy_reads_its_own(learn):
     first = learn("j1", FIRST, strategy="ewc+der++")
     plan = STRATEGIES["der++"].plan(SECOND, REMEMBERED, [], 0.5, 0)
@@ -411,6 +465,22 @@ def test_joint_training_starts_from_the_base_but_is_compared_with_the_champion(l
     assert (second / adapter.WEIGHTS).read_bytes() == (afresh / adapter.WEIGHTS).read_bytes()
     compared = read(second.parent, "evaluation.json")["slices"]["trains"]
     assert compared["champion"] != compared["base"]
+
+
+def test_joint_training_is_a_single_pass_over_all_of_it_from_the_base_with_the_same_seed_and_order(learn):
+    """Bit for bit: what an epoch deals from its sources, as one lesson in that order. In another order it is not."""
+    first = learn("j1", FIRST, strategy="joint")
+    plan = STRATEGIES["joint"].plan(SECOND, REMEMBERED, [], 0.5, 0)
+    joint = learn("j2", plan, first, strategy="joint", epochs=1)
+    trained = [e for e in plan if e.split is Split.TRAIN]
+    dealt = [trained[place] for place in Order([1] * len(trained), 8, 0, [e.source for e in trained])]
+    rest = [e for e in plan if e.split is not Split.TRAIN]
+    at_once = [*(replace(e, source="fresh") for e in dealt), *rest]
+    single = learn("j3", at_once, strategy="joint", epochs=1)  # the same fresh adapter, one lesson, no champion, no sources
+    other = learn("j4", at_once[::-1], strategy="joint", epochs=1)
+    warm = learn("j5", at_once, first, strategy="naive", epochs=1)
+    assert (joint / adapter.WEIGHTS).read_bytes() == (single / adapter.WEIGHTS).read_bytes()
+    assert all((one / adapter.WEIGHTS).read_bytes() != (joint / adapter.WEIGHTS).read_bytes() for one in (other, warm))
 
 
 @pytest.mark.parametrize(("strategy", "rehearsed", "share"), [("replay", 7, 0.5), ("joint", 14, 1.0)])

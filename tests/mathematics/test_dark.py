@@ -171,10 +171,27 @@ def test_of_a_remembered_token_the_loss_is_beta_times_the_label_s_and_alpha_time
 
 
 def test_what_no_longer_fits_is_rehearsed_as_it_is(model):
-    """A reply that has become shorter, say by another template, is not compared token by token with what was another's."""
+    """A reply that has become shorter is not compared token by token with what was another's."""
     kept = look(model, TEXTS[:2], 0)
     shorter = Encoded([2, 1], [IGNORED, 1], 1.0, 10)
-    assert Distillation(kept, [shorter], 0.5, 0.5).outcome()["distilled_examples"] == 0
+    assert Distillation(kept, [shorter, TEXTS[0]], 0.5, 0.5).outcome()["distilled_examples"] == 1
+
+
+def test_where_nothing_fits_any_more_the_job_fails_before_it_trains(model):
+    kept = look(model, TEXTS[:2], 0)
+    shorter = Encoded([2, 1], [IGNORED, 1], 1.0, 10)
+    with pytest.raises(Inert, match="der_inert"):
+        Distillation(kept, [shorter, TEXTS[2]], 0.5, 0.5)
+    assert "warning" not in Distillation(kept, [shorter], 0.0, 0.5).outcome(), "a term without weight need not be alive"
+
+
+def test_where_none_of_what_is_rehearsed_was_known_it_is_said(model):
+    """So it is after a change of strategy, so it does not fail; that the weight holds nothing must be seen."""
+    kept = look(model, TEXTS[:2], 0)
+    told = Distillation(kept, [TEXTS[2]], 0.5, 0.5).outcome()
+    assert told["distilled_examples"] == 0
+    assert told["warning"].startswith("der_faint: the champion left nothing of the 1 remembered examples")
+    assert "warning" not in Distillation(kept, [TEXTS[2]], 0.0, 0.5).outcome()
 
 
 def test_a_divergence_that_stays_zero_fails_the_job(model):

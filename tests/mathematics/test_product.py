@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from learners import adapter
+from learners import adapter, product
 from learners.encode import IGNORED, Encoded, collate, reply_logits
 from learners.ewc import PRODUCT, Ewc, Inert, Penalty
 from learners.naive import Naive
-from learners.product import GRADIENTS, INPUTS, TOKENS, ProductPenalty, joined, moments
+from learners.product import GRADIENTS, INPUTS, TOKENS, A, ProductPenalty, joined, moments
 
 SCALE, S = 0.3, 2.0
 NAMES = ("m.lora_A.weight", "m.lora_B.weight")
@@ -34,7 +34,7 @@ def dense(factors, state, anchor):
     return SCALE / 2 * (g[:, None] * x * apart.square()).sum()
 
 
-def test_the_gram_form_is_the_dense_one_and_so_is_its_gradient(factors, state):
+def test_t10_the_gram_form_is_the_dense_one_and_so_is_its_gradient(factors, state):
     anchor = (factors[NAMES[1]] @ factors[NAMES[0]]).detach()
     penalty = ProductPenalty(factors, state, SCALE, S)
     assert penalty() == 0
@@ -44,6 +44,31 @@ def test_the_gram_form_is_the_dense_one_and_so_is_its_gradient(factors, state):
     assert torch.allclose(found, wanted, rtol=1e-10)
     pairs = zip(*(torch.autograd.grad(value, list(factors.values())) for value in (found, wanted)), strict=True)
     assert all(torch.allclose(*pair, rtol=1e-10) for pair in pairs)
+
+
+def difference_s_product(b, a, b_then, a_then, g, x):
+    """The well-known wrong one: the product of the factors' differences in place of the difference of their products."""
+    return (g[:, None] * x * ((b - b_then) @ (a - a_then)).square()).sum()
+
+
+def root_of_one_side(b, a, b_then, a_then, g, x):
+    """Another: a side's weight at its root, as if the squares were taken of it too."""
+    return (g[:, None].sqrt() * x * (b @ a - b_then @ a_then).square()).sum()
+
+
+def separate_factors(b, a, b_then, a_then, g, x):
+    """And what it is not either: each factor's own way, weighed by its own side."""
+    return (g[:, None] * (b - b_then).square()).sum() + (x * (a - a_then).square()).sum()
+
+
+@pytest.mark.parametrize("wrong", [difference_s_product, root_of_one_side, separate_factors])
+def test_t10_the_wrong_forms_are_not_the_dense_one(factors, state, monkeypatch, wrong):
+    anchor = (factors[NAMES[1]] @ factors[NAMES[0]]).detach()
+    monkeypatch.setattr(product, "_norm", wrong)
+    penalty = ProductPenalty(factors, state, SCALE, S)
+    for n, p in enumerate(factors.values()):
+        p.data += normal(*p.shape, seed=n + 5)
+    assert not torch.allclose(penalty(), dense(factors, state, anchor), rtol=0.1)
 
 
 def test_near_the_anchor_nothing_is_lost_in_single_precision(factors, state):
@@ -76,14 +101,39 @@ def test_other_factors_of_the_same_function_cost_nothing(factors, state):
     assert by_factor().item() > 0.1
 
 
+@pytest.mark.parametrize("rslora", [False, True], ids=["alpha / rank", "alpha / sqrt(rank)"])
+def test_its_scale_is_the_adapter_s_own(model, rslora):
+    """Against the dense change of each layer as peft serves it; by the other kind of scale it is off by the rank."""
+    adapted = adapter.attach(model, None, rank=4, alpha=8, dropout=0.0, seed=0, rslora=rslora)
+    factors = adapter.factors(adapted)
+    layers = {name.removesuffix(A): adapted.get_submodule(name.removesuffix(A)) for name in factors if name.endswith(A)}
+    state = {}
+    for name, layer in layers.items():
+        state |= {f"{PRODUCT}{name}{GRADIENTS}": torch.ones(layer.out_features)}
+        state |= {f"{PRODUCT}{name}{INPUTS}": torch.ones(layer.in_features)}
+    told = {"rank": 4, "alpha": 8, "ewc_kappa": 1.0, "ewc_form": "product"}
+    right, wrong = (Ewc(Naive()).penalty(factors, state, 10, {**told, "rslora": kind}) for kind in (rslora, not rslora))
+    before = [layer.get_delta_weight("default").detach() for layer in layers.values()]
+    for n, p in enumerate(factors.values()):
+        p.data += 0.1 * normal(*p.shape, seed=n).float()
+    moved = [layer.get_delta_weight("default").detach() - old for layer, old in zip(layers.values(), before, strict=True)]
+    dense = sum(float(apart.square().sum()) for apart in moved) / 10 / 2
+    assert right().item() == pytest.approx(dense, rel=1e-4)
+    assert wrong().item() == pytest.approx(dense / 4 if rslora else dense * 4, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         lambda state: {name.replace("m.", "other."): v for name, v in state.items()},
         lambda state: {name: v[:-1] for name, v in state.items()},
+        lambda state: {name: v for name, v in state.items() if name.endswith(GRADIENTS)},
         lambda state: {name: 0 * v for name, v in state.items()},
+        lambda state: {name: -v if name.endswith(GRADIENTS) else v for name, v in state.items()},
+        lambda state: {name: v.clone().index_fill_(0, torch.tensor([1]), torch.nan) for name, v in state.items()},
+        lambda state: {name: v / 0 if name.endswith(INPUTS) else v for name, v in state.items()},
     ],
-    ids=["other layers", "another shape", "zero"],
+    ids=["other layers", "another shape", "no inputs", "zero", "negative", "not a number", "infinite"],
 )
 def test_a_fisher_that_does_not_fit_fails_the_job(factors, state, damage):
     with pytest.raises(Inert, match="ewc_inert"):

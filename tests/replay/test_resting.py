@@ -237,7 +237,7 @@ def test_a_thumb_that_rests_is_a_vote_of_its_own(conn, asked, said):
     row = {"feedback_id": "t1", "interaction_id": "a1", "line": LINE, "source": "thumb", "split": Split.TRAIN, "state": "trained"}
     conn.execute(opinion.insert().values(**row, job="j1", version="v1"))
     resting.rest(conn, ["j1"])
-    assert [(case.feedback_id, case.kind) for case in listed(conn)] == [("t1", "vote")]
+    assert [(case.feedback_id, case.kind) for case in listed(conn)] == [("t1", "thumb")]
     assert ledger.feedback_view(conn, "t1").refusal == "rolled_back"
     decide(conn, "t1", "drop")
     assert conn.scalar(select(opinion.c.state)) == "dropped"

@@ -193,6 +193,7 @@ def test_a_version_s_verdict_and_matrix_are_shown_and_the_last_verdict_in_the_st
     read = {"average": 0.77, "backward": -0.11, "forward": 0.09, "forgetting": 0.12, "intransigence": 0.14}
     matrix = {"exact": {"transfer": read, "prequential": {"faded": 0.63}}}
     gate = {"outcome": "fail", "worst": "hotels", "findings": [finding], "bounds": [bound], "matrix": matrix}
+    gate["warnings"] = ["ewc_stiff: no room"]
     line = {**STATUS["lines"]["desk"], "last_verdict": gate}
     daemon.answers = {
         "/api/lines/desk/versions": {"data": [{**VERSION, "gate": gate}]},
@@ -200,7 +201,7 @@ def test_a_version_s_verdict_and_matrix_are_shown_and_the_last_verdict_in_the_st
     }
     assert run("versions", "desk") == 0
     said = capsys.readouterr().out
-    verdict = "fail, worst slice hotels [-0.150, +0.000], look 4; must pass: 1 of 2, not core/7"
+    verdict = "fail, worst slice hotels [-0.150, +0.000], look 4; must pass: 1 of 2, not core/7; ewc_stiff: no room"
     assert verdict in said
     assert "0.77 -0.11 0.09 0.12 0.14 0.63" in " ".join(said.split())
     assert run("status") == 0

@@ -77,6 +77,20 @@ class TestFromFeedbackToChampion:
         assert (version.state, version.gate["outcome"], version.scores["new"]["n"]) == ("live", "pass", 60)
         assert (world.folder / "versions" / "desk" / "v1" / "COMPLETE").exists()
 
+    def test_what_a_job_warns_of_is_logged_and_kept_with_its_verdict(self, world):
+        world.outcome["warnings"] = ["ewc_faint: changed nothing"]
+        world.demonstrate(40)
+        with structlog.testing.capture_logs() as logged:
+            promoted(world)
+        (version,) = world.read(lambda conn: registry.versions(conn, LINE))
+        assert version.gate["warnings"] == ["ewc_faint: changed nothing"]
+        assert [one["warnings"] for one in logged if one["event"] == "version_made"] == [["ewc_faint: changed nothing"]]
+        world.outcome["champion"] = 0.8
+        world.demonstrate(40)
+        with structlog.testing.capture_logs() as logged:
+            world.until(lambda w: w.job.state is jobs.State.REJECTED)
+        assert [one["warnings"] for one in logged if one["event"] == "job_ended"] == [["ewc_faint: changed nothing"]]
+
     def test_the_second_starts_from_the_first_and_rehearses_it(self, world):
         world.demonstrate(40)
         promoted(world)

@@ -45,7 +45,7 @@ QUICK = {
 }
 
 
-def write_outcome(folder, *, champion=0.0, candidate=0.8, older=None, suites=None, items=60, is_new=True):
+def write_outcome(folder, *, champion=0.0, candidate=0.8, older=None, suites=None, items=60, is_new=True, warnings=()):
     """What a job leaves: an artifact and exact-match scores of the three on the new slice, and on older ones."""
 
     def scores(share):
@@ -61,7 +61,7 @@ def write_outcome(folder, *, champion=0.0, candidate=0.8, older=None, suites=Non
     golden = {name: {**measured(False, 1.0, share), "must_pass": [True] * items} for name, share in (suites or {}).items()}
     (folder / "artifact").mkdir(exist_ok=True)
     (folder / "artifact" / "adapter_model.safetensors").write_bytes(folder.name.encode())
-    (folder / "evaluation.json").write_text(json.dumps({"slices": slices, "suites": golden}))
+    (folder / "evaluation.json").write_text(json.dumps({"slices": slices, "suites": golden, "warnings": warnings}))
     (folder / "artifact" / "COMPLETE").touch()
 
 
