@@ -4,6 +4,8 @@ Five tasks (headlines, airline tweets, Debian packages, spam, reviews), each an 
 learns one task, is measured on the held-out texts of all, and counts as promoted. The first version is the same for strategies
 that have nothing to remember or to hold yet, and is trained once. Beside them: the base, `joint` (all tasks learned together
 from the base) and a logistic regression over TF-IDF on as many examples. Run again with the same --folder, it goes on.
+`--suite synthetic` has made-up lessons and a tiny base (`_synthetic.py`): some minutes for each seed, of which it takes --seeds,
+--folder and --json alone.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import _synthetic
 import torch
 from _learning_report import draw, summary, table
 
@@ -234,7 +237,7 @@ def compare(run: Run, strategies: list[str], pinned: base.BaseModel, prompts: li
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="learnd bench learning", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--suite", choices=["desk-5"], default="desk-5")
+    parser.add_argument("--suite", choices=["desk-5", "synthetic"], default="desk-5", help="real texts, or made-up ones")
     parser.add_argument("--small", action="store_true", help="two tasks of 60 rows: some minutes on two cores")
     parser.add_argument("--tasks", type=int, help="how many of the five (default 5, small 2)")
     parser.add_argument("--rows", type=int, help="examples to learn of each task (default 200, small 60)")
@@ -249,7 +252,8 @@ def parsed() -> argparse.Namespace:
     sizes = (2, 60, 40) if options.small else (5, 200, 100)
     for name, size in zip(("tasks", "rows", "tests"), sizes, strict=True):
         setattr(options, name, size if getattr(options, name) is None else getattr(options, name))
-    options.folder = options.folder or Path("learning-report") / f"{options.tasks}x{options.rows}"
+    kept = "synthetic" if options.suite == "synthetic" else f"{options.tasks}x{options.rows}"
+    options.folder = options.folder or Path("learning-report") / kept
     return options
 
 
@@ -270,6 +274,9 @@ def whole(options: argparse.Namespace, order: int, seed: int, pinned: base.BaseM
 
 def main() -> None:
     options = parsed()
+    if options.suite == "synthetic":
+        _synthetic.report(options.folder, options.seeds, as_json=options.json)
+        return
     pinned = base.prepare("builtin:smollm2-135m", say=print)
     prompts = neutral(16 if options.small else 80)
     wanted = [(options, order, seed, pinned, prompts) for order in range(options.orders) for seed in range(options.seeds)]
