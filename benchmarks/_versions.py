@@ -40,8 +40,8 @@ def make_versions(data: Path, base: BaseModel) -> dict[str, Path]:
     import torch
 
     from learners import adapter, artifact
+    from learners.artifact import PROBES
     from learners.evaluate import logprobs
-    from learners.job import PROBES
 
     made: dict[str, Path] = {}
     model, tokenizer = adapter.load_base(base.path, "float32")  # bf16 is slow in torch on many CPUs

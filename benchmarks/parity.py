@@ -44,8 +44,11 @@ class Parity:
     """The mean size of a token's difference."""
     effect: float
     """The mean size of what the adapter itself changes; 0 without one."""
-    ignored: float
-    """What `mean` would be if the engine left the adapter out; 0 without one. The control: within the bound nothing was shown."""
+    applied: float
+    """How much of the adapter's effect the engine shows, by least squares over the tokens: 1 as trained, 0 left out.
+
+    The control: a mean within the bound says nothing of an adapter that changes the mean by less.
+    """
 
 
 def main() -> int:
@@ -56,11 +59,11 @@ def main() -> int:
     said = parser.parse_args()
     console = Console(stderr=True, highlight=False, width=110)
     found = {name: measure(name, 8 if said.quick else 32, console) for name in said.only.split(",")}
-    names = ("base", "adapter", "engine − training", "mean size", "the adapter's effect", "if it were left out")
+    names = ("base", "adapter", "engine − training", "mean size", "the adapter's effect", "applied")
     table = Table(*names, title="Nats per token")
     for name, parities in found.items():
         for kind, parity in parities.items():
-            shown = (f"{parity.mean:+.4f}", f"{parity.absolute:.4f}", f"{parity.effect:.3f}", f"{parity.ignored:+.3f}")
+            shown = (f"{parity.mean:+.4f}", f"{parity.absolute:.4f}", f"{parity.effect:.3f}", f"{parity.applied:.3f}")
             table.add_row(name, kind, *shown)
     console.print(table)
     if said.json:
@@ -80,7 +83,10 @@ def measure(quantization: str, count: int, console: Console) -> dict[str, Parity
         adapter.write(model, Path(folder) / "adapter", base.name)
         del model
         served_plain, served_adapted = asyncio.run(_served(quantization, base, Path(folder), scored))
-    return {"base": _parity(served_plain, plain, plain), "random": _parity(served_adapted, adapted, plain)}
+    return {
+        "base": _parity(served_plain, plain, served_plain, plain),
+        "random": _parity(served_adapted, adapted, served_plain, plain),
+    }
 
 
 def random_adapter(model: Any) -> Any:
@@ -109,15 +115,13 @@ async def _served(quantization: str, base: BaseModel, folder: Path, scored: list
         await engine.close()
 
 
-def _parity(engine: list[float], training: list[float], without: list[float]) -> Parity:
+def _parity(engine: list[float], training: list[float], engine_without: list[float], without: list[float]) -> Parity:
     apart = [served - trained for served, trained in zip(engine, training, strict=True)]
-    left_out = [plain - trained for plain, trained in zip(without, training, strict=True)]
-    found = (
-        statistics.fmean(apart),
-        statistics.fmean(map(abs, apart)),
-        statistics.fmean(map(abs, left_out)),
-        statistics.fmean(left_out),
-    )
+    effect = [trained - plain for trained, plain in zip(training, without, strict=True)]
+    shown = [served - plain for served, plain in zip(engine, engine_without, strict=True)]
+    size = sum(one * one for one in effect)
+    applied = sum(one * other for one, other in zip(effect, shown, strict=True)) / size if size else 0.0
+    found = (statistics.fmean(apart), statistics.fmean(map(abs, apart)), statistics.fmean(map(abs, effect)), applied)
     return Parity(*(round(value, 5) for value in found))
 
 

@@ -3,10 +3,13 @@
 import json
 import os
 from dataclasses import asdict
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboardX import event_file_writer
 
 from learners import adapter, afterwards, artifact, job
 from learners.base import as_json
@@ -158,8 +161,13 @@ def test_ewc_s_penalty_stands_beside_opinions_too(whole, plain, base, tmp_path):
     assert "kto_penalty" not in manifest(whole)["metrics"]
 
 
-def test_a_followed_job_leaves_events_of_every_phase_and_no_word_of_what_it_learns(base, tmp_path):
-    """By TensorBoard itself: imitation, thumbs and pairs, each a run of its own, since its steps begin anew."""
+def test_a_followed_job_leaves_events_of_every_phase_and_no_word_of_what_it_learns(base, tmp_path, monkeypatch):
+    """By TensorBoard itself: imitation, thumbs and pairs, each a run of its own, since its steps begin anew.
+
+    Its files are named by the second, and a part that takes less than one would write over its own.
+    """
+    seconds = count(1_800_000_000)
+    monkeypatch.setattr(event_file_writer, "time", SimpleNamespace(time=lambda: float(next(seconds))))
     folder = prepared(tmp_path / "j", base)
     told = {**json.loads((folder / "spec.json").read_text()), "trainer": {"report_to": ["tensorboard"]}}
     (folder / "spec.json").write_text(json.dumps(told))
