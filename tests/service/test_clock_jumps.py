@@ -83,7 +83,8 @@ def test_windows_that_a_jump_closes_early_prove_nothing_of_those_who_had_not_spo
         world.step(customers=50)
     world.now += HOUR
     world.step()
-    look = world.read(lambda conn: trials.last_look(conn, world.trial.id))
+    identity = world.trial.id
+    look = world.read(lambda conn: trials.last_look(conn, identity))
     assert look.pairs > 500
     assert world.trial.stage is Stage.CANARY, world.trial.reason
 
