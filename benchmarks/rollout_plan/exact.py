@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.rollout_plan.paths import Floats, Ints
-from service.rollout.evidence import FRACTIONS
+from benchmarks.rollout_plan.paths import TERNARY, Ints
+from service.rollout.evidence import FRACTIONS, log_gains
 
 NEGLIGIBLE = 1e-17
 """A row or column of chances below this is dropped."""
@@ -39,14 +39,11 @@ class Bets:
 
     def crosses(self, pairs: int, won: Ints, lost: Ints) -> np.ndarray:
         """Whether e ≥ threshold after `pairs` of which `won` and `lost`: (won, lost), one product of rank six."""
-        win, same, loss = (self._gain(-value if self.is_harm else value) for value in (1.0, 0.0, -1.0))
+        loss, same, win = log_gains(-TERNARY if self.is_harm else TERNARY, self.null).T
         by_won, by_lost = won[:, None] * (win - same), lost[:, None] * (loss - same) + pairs * same
         middle = by_won[len(won) // 2]  # both factors near 1, whatever the number of pairs
         wealth = np.exp(by_won - middle) @ np.exp(by_lost + middle - math.log(self.threshold)).T
         return np.asarray(wealth >= len(FRACTIONS))
-
-    def _gain(self, value: float) -> Floats:
-        return np.asarray(np.log1p(FRACTIONS * ((1 + value) / (1 + self.null) - 1)))
 
 
 def ends(candidate: float, champion: float, promotion: Bets, rollback: Bets, cap: int) -> Ends:

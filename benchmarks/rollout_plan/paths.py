@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.rollout.evidence import FRACTIONS, log_e
+from service.rollout.evidence import FRACTIONS, log_e, log_gains
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -79,8 +79,7 @@ def most_by_chance(runs: int, chance: float, confidence: float = 0.999) -> int:
 
 def log_paths(codes: Codes, null: float, values: Floats = TERNARY) -> Floats:
     """ln e against "the mean difference is at most `null`" after each pair, for every row of `codes`."""
-    gains = np.log1p(FRACTIONS[:, None] * ((1 + values) / (1 + null) - 1))
-    paths = [np.cumsum(row[codes], axis=1) for row in gains]
+    paths = [np.cumsum(row[codes], axis=1) for row in log_gains(values, null)]
     top = np.maximum.reduce(paths)
     total = np.exp(paths[0] - top)
     for path in paths[1:]:

@@ -182,10 +182,8 @@ def _verify(trial: Trial, seen: Facts) -> Move | None:
         if trial.is_operator:
             return Move(Stage.PROMOTING, trial.reason)
         return Move(Stage.SHADOW if trial.policy.shadow.share > 0 else Stage.CANARY, "verified")
-    if seen.serving_since is not None:
-        waited = seen.now - max(trial.since, seen.serving_since)
-        if waited > trial.policy.verify_seconds:
-            return Move(Stage.REJECTED, f"replica_timeout: not proven on every replica after {waited:.0f} s")
+    if (waited := _age(seen, trial.since)) > trial.policy.verify_seconds:
+        return Move(Stage.REJECTED, f"replica_timeout: not proven on every replica after {waited:.0f} s")
     return None
 
 
@@ -212,7 +210,7 @@ def _alarm(trial: Trial, seen: Facts, evidence: Evidence) -> Move | None:
 
 def _promoting(trial: Trial, seen: Facts, _: Evidence) -> Move | None:
     if not seen.is_held:
-        waited = seen.now - max(trial.since, seen.now if seen.serving_since is None else seen.serving_since)
+        waited = _age(seen, trial.since)
         failed = f"promote_failed: not held by every replica after {waited:.0f} s"
         to = Stage.ROLLING_BACK if trial.is_operator else Stage.HOLD  # by hand there was no canary to hold
         return Move(to, failed, trial.step) if waited > trial.policy.verify_seconds else None

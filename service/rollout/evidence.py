@@ -37,9 +37,13 @@ def log_e(differences: ArrayLike, null: float, counts: ArrayLike | None = None) 
     """
     values = np.asarray(differences, dtype=np.float64)
     times = np.ones(len(values)) if counts is None else np.asarray(counts, dtype=np.float64)
-    surplus = (1.0 + values) / (1.0 + null) - 1.0
-    log_wealth = np.log1p(FRACTIONS[:, None] * surplus) @ times
+    log_wealth = log_gains(values, null) @ times
     return float(np.logaddexp.reduce(log_wealth) - np.log(len(FRACTIONS)))
+
+
+def log_gains(differences: NDArray[np.float64], null: float) -> NDArray[np.float64]:
+    """Ln of what a pair multiplies each bet's wealth by, (fractions, differences)."""
+    return np.asarray(np.log1p(FRACTIONS[:, None] * ((1.0 + differences) / (1.0 + null) - 1.0)))
 
 
 def log_e_promote(differences: ArrayLike, margin: float, counts: ArrayLike | None = None, answered: ArrayLike = 1.0) -> float:
@@ -171,7 +175,7 @@ def count(
     `responses` are counted from the step `trusted_from` on.
     """
     tested = [unit for unit in outcomes if bisect_right(steps, unit.first_at) >= trusted_from]
-    rewards, answered = _differences(outcomes, steps, reward_of, lambda unit: unit.answered)
+    rewards, answered = _compared(outcomes, steps, reward_of, lambda unit: unit.answered)
     return Tally(
         assigned=_by_step((unit for unit in outcomes if _asked_at(unit) <= settled_at), steps, _asked_at),
         matured=_by_step((unit for unit in outcomes if unit.is_matured), steps, lambda unit: unit.first_at),
@@ -179,7 +183,7 @@ def count(
         differences_answered=answered,
         answered=_by_arm(unit for unit in outcomes if unit.is_matured and not unit.is_silent),
         guards=tuple(_guarded(name, outcomes, steps) for name in guards),
-        responses=_differences(tested, steps, lambda unit: float(not unit.is_silent))[0],
+        responses=_differences(paired(tested, steps), lambda unit: float(not unit.is_silent)),
     )
 
 
@@ -188,34 +192,30 @@ def _guarded(name: str, outcomes: Sequence[UnitOutcome], steps: Sequence[float])
         return 1.0 - unit.losses[name] if name in unit.losses else None
 
     heard = _by_arm(unit for unit in outcomes if name in unit.losses and unit.answers.get(name, 1) > 0)
-    return Guarded(name, heard, *_differences(outcomes, steps, kept, lambda unit: unit.answers.get(name, 1.0)))
+    return Guarded(name, heard, *_compared(outcomes, steps, kept, lambda unit: unit.answers.get(name, 1.0)))
 
 
-def _differences(
-    outcomes: Sequence[UnitOutcome],
-    steps: Sequence[float],
-    value: Value,
-    answered: Callable[[UnitOutcome], float] = lambda _: 1.0,
+def _compared(
+    outcomes: Sequence[UnitOutcome], steps: Sequence[float], value: Value, answered: Callable[[UnitOutcome], float]
 ) -> tuple[Differences, Differences]:
     """Of all pairs, and of those whose control unit was answered: one that was in part is, with that chance (see `grid`)."""
+    pairs = paired(outcomes, steps, value)
+    heard = [both for both in pairs if grid.is_drawn(answered(both[1]), both[1].unit)]
+    return _differences(pairs, value), _differences(heard, value)
 
+
+def _differences(pairs: Sequence[tuple[UnitOutcome, UnitOutcome]], value: Value) -> Differences:
     def counted(unit: UnitOutcome) -> float | None:
         found = value(unit)
         return None if found is None else grid.on_grid(found, unit.unit)
 
-    pairs = paired(outcomes, steps, value)
-    heard = [both for both in pairs if grid.is_drawn(answered(both[1]), both[1].unit)]
-    return _counts(_apart(pairs, counted)), _counts(_apart(heard, counted))
+    values, times = np.unique(grid.snapped(_apart(pairs, counted)), return_counts=True)
+    return tuple(zip(values.tolist(), times.tolist(), strict=True))
 
 
 def _apart(pairs: Sequence[tuple[UnitOutcome, UnitOutcome]], value: Value) -> NDArray[np.float64]:
     found = [[value(unit) for unit in both] for both in pairs]
     return np.asarray([a - b for a, b in found if a is not None and b is not None], dtype=np.float64)
-
-
-def _counts(differences: NDArray[np.float64]) -> Differences:
-    values, times = np.unique(grid.snapped(differences), return_counts=True)
-    return tuple(zip(values.tolist(), times.tolist(), strict=True))
 
 
 def _by_arm(units: Iterable[UnitOutcome]) -> tuple[int, int]:

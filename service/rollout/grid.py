@@ -38,7 +38,7 @@ def rounded(scaled: float, chance: float) -> int:
 
 def is_drawn(chance: float, unit: str) -> bool:
     """Whether the unit's draw, another one than that of its value, falls under `chance`."""
-    return chance >= 1 or _chance_of(f"answered|{unit}") < chance
+    return chance >= 1 or (chance > 0 and _chance_of(f"answered|{unit}") < chance)
 
 
 def snapped(differences: NDArray[np.float64]) -> NDArray[np.float64]:

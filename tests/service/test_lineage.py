@@ -58,6 +58,15 @@ def state(world):
     return world.read(work)
 
 
+def stepped_back(world):
+    """Two versions, and a step back from the second: the states of the first, as it is now, and of the second."""
+    live(world, "desk@v1")
+    live(world, "desk@v2")
+    second = state(world)
+    world.conductor.roll_back(LINE)
+    return state(world), second
+
+
 def rehearsed(world, job):
     """What a job's plan has from before it, and the ids that are new."""
     rows = [json.loads(row) for row in (world.folder / "jobs" / job / "examples.jsonl").read_text().splitlines()]
@@ -102,11 +111,7 @@ def test_step_by_step_back_and_forward_again_the_buffer_is_the_versions(world):
 
 
 def test_what_is_learned_after_a_step_back_is_of_another_branch(world):
-    live(world, "desk@v1")
-    live(world, "desk@v2")
-    second = state(world)
-    world.conductor.roll_back(LINE)
-    first = state(world)
+    first, second = stepped_back(world)
     live(world, "desk@v3", slice="other")
     old, _ = rehearsed(world, "desk-job3")
     assert old
@@ -178,11 +183,7 @@ def test_what_rests_is_released_to_the_next_job_or_dropped(world):
 
 
 def test_a_folder_whose_roll_back_left_the_memory_as_it_was_is_put_right_at_the_start(world):
-    live(world, "desk@v1")
-    live(world, "desk@v2")
-    second = state(world)
-    world.conductor.roll_back(LINE)
-    first = state(world)
+    first, second = stepped_back(world)
     was = (
         update(example)
         .where(example.c.id.in_([*second[1], *second[2]]), example.c.state == "resting")
