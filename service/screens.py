@@ -52,18 +52,17 @@ def status(said: Json) -> Group:
     return Group(head, Text(stored), Text(), lines, *said_last, Text(), replicas)
 
 
-def versions(line: str, data: Sequence[Json]) -> Table:
-    """A line's versions, each with its scores on held-out examples."""
-    measures = ("accuracy", "BWT", "FWT", "forgetting", "intransigence", "prequential")
-    table = _table(line, "state", "aliases", "made", "from", "gate", *measures, "held-out exact matches")
+def versions(line: str, data: Sequence[Json]) -> Group:
+    """A line's versions: how each stands, and below what was measured of it on held-out examples."""
+    table = _table(line, "state", "aliases", "made", "from", "gate")
+    measured = _table(line, "accuracy", "BWT", "FWT", "forgetting", "intransigence", "prequential", "held-out exact matches")
     for one in data:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(one["created_at"])) if one.get("created_at") else ""
         scores = ", ".join(f"{name} {_number(score.get('exact'))}" for name, score in (one.get("slices") or {}).items())
         aliases = ", ".join(one.get("aliases") or [])
-        table.add_row(
-            one["name"], one.get("state", ""), aliases, made, one.get("parent") or "base", _gate(one), *_transfer(one), scores
-        )
-    return table
+        table.add_row(one["name"], one.get("state", ""), aliases, made, one.get("parent") or "base", _gate(one))
+        measured.add_row(one["name"], *_transfer(one), scores)
+    return Group(table, "", measured)
 
 
 def search(found: Json) -> str:

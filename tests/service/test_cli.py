@@ -186,6 +186,15 @@ def test_versions_show_their_scores(daemon, capsys, monkeypatch):
     assert "champion" in said
 
 
+def test_versions_can_be_read_in_a_window_of_a_hundred_columns(daemon, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert run("versions", "desk") == 0
+    said = capsys.readouterr().out
+    assert "…" not in said
+    for heading in ("aliases", "gate", "accuracy", "forgetting", "intransigence", "prequential", "held-out exact matches"):
+        assert heading in said
+
+
 def test_a_version_s_verdict_and_matrix_are_shown_and_the_last_verdict_in_the_status(daemon, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     finding = {"name": "hotels", "must": "not_lose", "low": -0.15, "high": 0.0, "looks": 4}
