@@ -8,14 +8,14 @@ actions, and each action is applied in one transaction, so a conductor that dies
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal
 
 from replay.ledger import Waiting
 from service.jobs import Job, State
 from service.registry import Change
-from service.rollout.controller import Judgement, Look, Move, judge, verdict
+from service.rollout.controller import Judgement, Look, Move, judge
 from service.rollout.evidence import Evidence
 from service.rollout.stages import Stage, Trial
 from service.router import ReplicaReport
@@ -226,20 +226,10 @@ def _trial(trial: Trial, look: Look) -> Iterator[Action]:
     if said.move is not None:
         yield Advance(trial, said.move, said)
         return
-    if (why := _blocked(trial, said)) and not trial.reason.startswith(BLOCKED):
-        yield Blocked(trial, why)
+    if said.blocked and not trial.reason.startswith(BLOCKED):
+        yield Blocked(trial, f"{BLOCKED}: {trial.champion} is not held by every replica; {said.blocked}")
     if said.evidence is not None and said.evidence.adds_to(look.last):
         yield Note(trial, said.evidence)
-
-
-def _blocked(trial: Trial, said: Judgement) -> str | None:
-    """Why a trial that is to be rolled back is not: the champion before, which would answer again, is not held everywhere."""
-    if trial.stage is not Stage.BAKE or said.facts.is_way_back_held:
-        return None
-    move = verdict(trial, replace(said.facts, is_way_back_held=True)).move
-    if move is None or move.to is not Stage.ROLLING_BACK:
-        return None
-    return f"{BLOCKED}: {trial.champion} is not held by every replica; {move.reason}"
 
 
 def _swap(snapshot: Snapshot) -> Iterator[Action]:

@@ -79,6 +79,8 @@ class Judgement:
     facts: Facts
     move: Move | None = None
     evidence: Evidence | None = None
+    blocked: str | None = None
+    """Why it is to be rolled back from its bake and cannot be: the champion before is not held by every replica."""
 
 
 def judge(trial: Trial, look: Look) -> Judgement:
@@ -138,10 +140,10 @@ def _verdict(trial: Trial, seen: Facts) -> Judgement:
         return Judgement(seen, _shadow(trial, seen))
     evidence = weigh(trial, seen)
     move = _alarm(trial, seen, evidence)
-    if move is not None and trial.stage is Stage.BAKE and not seen.is_way_back_held:
-        move = None  # never onto what is not proven: it is desired, and at the next look it may be held
-    elif move is None:
-        move = _FORWARD.get(trial.stage, _advance)(trial, seen, evidence)
+    if move is None:
+        return Judgement(seen, _FORWARD.get(trial.stage, _advance)(trial, seen, evidence), evidence)
+    if trial.stage is Stage.BAKE and not seen.is_way_back_held:  # never onto what is not proven: at the next look it may be
+        return Judgement(seen, None, evidence, move.reason)
     return Judgement(seen, move, evidence)
 
 
