@@ -139,12 +139,10 @@ def _verdict(trial: Trial, seen: Facts) -> Judgement:
     if trial.stage is Stage.SHADOW:
         return Judgement(seen, _shadow(trial, seen))
     evidence = weigh(trial, seen)
-    move = _alarm(trial, seen, evidence)
-    if move is None:
-        return Judgement(seen, _FORWARD.get(trial.stage, _advance)(trial, seen, evidence), evidence)
-    if trial.stage is Stage.BAKE and not seen.is_way_back_held:  # never onto what is not proven: at the next look it may be
-        return Judgement(seen, None, evidence, move.reason)
-    return Judgement(seen, move, evidence)
+    alarm = _alarm(trial, seen, evidence)
+    if alarm is not None and trial.stage is Stage.BAKE and not seen.is_way_back_held:
+        return Judgement(seen, None, evidence, alarm.reason)  # never onto what is not proven: at the next look it may be
+    return Judgement(seen, alarm or _FORWARD.get(trial.stage, _advance)(trial, seen, evidence), evidence)
 
 
 def reward(metric: Metric) -> Callable[[FeedbackValue], float]:
