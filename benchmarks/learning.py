@@ -27,10 +27,12 @@ from typing import Any
 import _synthetic
 import torch
 from _learning_report import draw, summary, table
+from _regression import regression
 
 from learners import adapter, base, job, precision
 from learners.matrix import transfer
 from learners.strategy import STRATEGIES
+from replay import general
 from replay.buffer import fill
 from replay.mixture import drawn_in_all
 from replay.records import Example, Split
@@ -61,6 +63,8 @@ class Run:
     rows: int
     tests: int
     texts: dict[str, list[Text]]
+    general_ratio: float = 0.0
+    """Of the shipped general examples to the fresh ones."""
 
     def examples(self, task: str) -> list[Example]:
         """What is learned of a task, then what it is measured on."""
@@ -83,9 +87,11 @@ class Run:
         memory = buffer.examples()
         buffer.add(*fresh)
         ratio = drawn_in_all(learning.replay_ratio, learning.epochs)
-        plan = STRATEGIES[started_as].plan(fresh, memory, [], ratio, learning.seed)
-        others = [e for task in self.tasks if task != self.tasks[place] for e in self.examples(task) if e.split is Split.HOLDOUT]
+        exams = {task: [e for e in self.examples(task) if e.split is Split.HOLDOUT] for task in self.tasks}
+        others = [e for task, exam in exams.items() if task != self.tasks[place] for e in exam]
         name = f"{place + 1}-{self.tasks[place]}-{strategy}"
+        kept = self.general(name, [e for exam in exams.values() for e in exam])
+        plan = STRATEGIES[started_as].plan(fresh, memory, kept, ratio, learning.seed)
         spec = {"id": name, "line": "desk", "base": base.as_json(pinned), "parent": str(parent) if parent else None}
         told = {
             "kept": [e.id for e in buffer.examples()],
@@ -96,6 +102,12 @@ class Run:
         }
         job_folder.prepare(self.folder / name, {**spec, **told}, plan, others)
         return self.folder / name
+
+    def general(self, job: str, measured: list[Example]) -> list[Example]:
+        """Those that the job learns beside its task, drawn as the daemon draws them."""
+        pairs = general.examples(map(json.loads, general.SHIPPED.read_text().splitlines()), "desk")
+        count = round(self.general_ratio * self.rows)
+        return general.drawn(general.apart(pairs, [e.messages for e in measured]), count, f"{self.seed}:{job}")
 
 
 def texts(seed: int) -> dict[str, list[Text]]:
@@ -193,33 +205,6 @@ def neutral(count: int) -> list[str]:
     return [json.loads(line)["turns"][0] for line in lines[:: max(len(lines) // count, 1)]][:count]
 
 
-def regression(taught: list[Example], exam: list[Example]) -> float:
-    """Accuracy of a logistic regression over TF-IDF of words (ridge 1, as scikit-learn's default): a floor to beat."""
-    words = sorted({word for e in taught for word in _words(e)})
-    labels = sorted({e.reply for e in taught})
-    counts = [torch.tensor([[_words(e).count(word) for word in words] for e in rows]).float() for rows in (taught, exam)]
-    weight = ((1 + len(taught)) / (1 + (counts[0] > 0).sum(0))).log() + 1
-    x, z = (torch.nn.functional.normalize(c * weight) for c in counts)
-    y = torch.tensor([labels.index(e.reply) for e in taught])
-    w, b = torch.zeros(len(words), len(labels), requires_grad=True), torch.zeros(len(labels), requires_grad=True)
-    optimiser = torch.optim.LBFGS([w, b], max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> Any:
-        optimiser.zero_grad()
-        loss = torch.nn.functional.cross_entropy(x @ w + b, y, reduction="sum") + w.square().sum() / 2
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
-    guesses = (z @ w + b).argmax(-1).tolist()
-    return statistics.fmean(float(labels[guess] == e.reply) for guess, e in zip(guesses, exam, strict=True))
-
-
-def _words(example: Example) -> list[str]:
-    said = str(example.messages[0]["content"]).split("\n", 1)[1].lower()
-    return "".join(c if c.isalnum() else " " for c in said).split()
-
-
 def compare(run: Run, strategies: list[str], pinned: base.BaseModel, prompts: list[str], say: Any) -> dict[str, Any]:
     """All strategies over one order and seed."""
     done = {name: learn(run, name, pinned, say) for name in strategies}
@@ -246,13 +231,15 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--processes", type=int, default=1, help="runs at once: for a GPU, which one of these jobs does not fill")
     parser.add_argument("--strategies", nargs="+", choices=sorted(STRATEGIES), default=list(DEFAULT))
+    parser.add_argument("--general", type=float, default=0, help="shipped general examples for each fresh one")
     parser.add_argument("--folder", type=Path, help="where jobs and pictures are kept (default learning-report/SIZE)")
     parser.add_argument("--json", action="store_true", help="one last line with every figure")
     options = parser.parse_args()
     sizes = (2, 60, 40) if options.small else (5, 200, 100)
     for name, size in zip(("tasks", "rows", "tests"), sizes, strict=True):
         setattr(options, name, size if getattr(options, name) is None else getattr(options, name))
-    kept = "synthetic" if options.suite == "synthetic" else f"{options.tasks}x{options.rows}"
+    general_too = f"-general-{options.general:g}" if options.general else ""
+    kept = "synthetic" if options.suite == "synthetic" else f"{options.tasks}x{options.rows}{general_too}"
     options.folder = options.folder or Path("learning-report") / kept
     return options
 
@@ -264,7 +251,7 @@ def whole(options: argparse.Namespace, order: int, seed: int, pinned: base.BaseM
         random.Random(order).shuffle(tasks)
     place = options.folder.absolute() / f"order-{order}-seed-{seed}"
     place.mkdir(parents=True, exist_ok=True)
-    run = Run(place, tasks, seed, options.rows, options.tests, texts(seed))
+    run = Run(place, tasks, seed, options.rows, options.tests, texts(seed), options.general)
 
     def say(told: str) -> None:
         print(f"[{time.monotonic() - began:5.0f} s] order {order}, seed {seed}: {told}", flush=True)
