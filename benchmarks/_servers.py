@@ -19,7 +19,7 @@ import psutil
 
 from learners.base import BaseModel
 from service.demo.daemon import Daemon
-from service.engines.vllm import SWITCH, VllmEngine, arguments
+from service.engines.vllm import LOOKS_FOR_NAN, SWITCH, VllmEngine, arguments
 from service.ingress import free_port
 from service.settings import Settings
 
@@ -179,7 +179,7 @@ def bare(folder: Path, settings: Settings, base: BaseModel, adapters: Mapping[st
         sys.executable, "-W", "ignore", "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port),
         *arguments(settings, base.path), "--lora-modules", *named, "--disable-uvicorn-access-log",
     ]  # fmt: skip
-    variables = {**VllmEngine.environment(settings), SWITCH: "0", "OMP_WAIT_POLICY": "PASSIVE"}
+    variables = {**VllmEngine.environment(settings), SWITCH: "0", LOOKS_FOR_NAN: "0", "OMP_WAIT_POLICY": "PASSIVE"}
     return Server("bare", folder, command, "/health", port, **variables, GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
 
 
@@ -201,7 +201,8 @@ def ray_serve_llm(folder: Path, environment: Path, settings: Settings, base: Bas
     }  # fmt: skip
     script = Path(__file__).parent / "_ray_serve_llm.py"
     command = [str(environment / "bin/python"), "-W", "ignore", str(script), str(port), str(base.path), "base", json.dumps(asked)]
-    variables = {**VllmEngine.environment(settings), "OMP_WAIT_POLICY": "PASSIVE", "RAY_USAGE_STATS_ENABLED": "0"}
+    passive = {LOOKS_FOR_NAN: "0", "OMP_WAIT_POLICY": "PASSIVE", "RAY_USAGE_STATS_ENABLED": "0"}
+    variables = {**VllmEngine.environment(settings), **passive}
     return Server("ray-serve-llm", folder, command, "/v1/models", port, **variables, GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
 
 

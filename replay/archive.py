@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from replay.records import Feedback, Interaction
 from replay.tables import feedback_of, interaction_of, row_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of what is written. Segments of version 1 lack `is_refusal` and `has_form`, and are read all the same."""
 _JSON_COLUMNS = ("messages", "value", "tags")
 
 _INTERACTION = pa.schema(
@@ -33,7 +34,7 @@ _INTERACTION = pa.schema(
         **dict.fromkeys(("prompt_tokens", "reply_tokens"), pa.int64()),
         **dict.fromkeys(("latency_seconds", "ttft_seconds"), pa.float64()),
         "principal": pa.string(),
-        "is_trainable": pa.bool_(),
+        **dict.fromkeys(("is_trainable", "is_refusal", "has_form"), pa.bool_()),
     }
 )
 _FEEDBACK = pa.schema(

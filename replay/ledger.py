@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy import Connection, func, insert, inspect, select, text, update
 
 from replay import archive, examples, opinions, resting, shadows, tables, vetting, votes
 from replay.examples import (
@@ -77,8 +77,11 @@ __all__ = [
     "waiting",
 ]
 
-SCHEMA = 5
+SCHEMA = 6
 """Of all tables in the ledger's file, the conductor's too; to be raised whenever one changes."""
+_RAISED = frozenset({5})
+"""Earlier versions that `create` raises to this one, since only columns came that may be null."""
+_NEW_COLUMNS = (tables.interaction.c.is_refusal, tables.interaction.c.has_form)
 
 _IN_WORDS = ("demonstration", "comment")
 """Metrics whose value is text."""
@@ -128,7 +131,7 @@ def refuse_another_schema(file: Path) -> None:
     """
     header = _head(file)
     found = int.from_bytes(header[60:64], "big") if header.startswith(b"SQLite format 3\0") else 0
-    if found not in {0, SCHEMA}:  # 0: not yet written there
+    if found not in {0, SCHEMA, *_RAISED}:  # 0: not yet written there
         raise AnotherSchema(
             f"{file} has tables of version {found}, this learnd's are of version {SCHEMA}: "
             "go on with the learnd that wrote it, or begin with another data_dir"
@@ -143,8 +146,12 @@ def _head(file: Path) -> bytes:
 
 
 def create(conn: Connection) -> None:
-    """Make the tables that are missing, and note their version."""
+    """Make the tables and columns that are missing, and note their version."""
     metadata.create_all(conn)
+    for column in _NEW_COLUMNS:
+        if column.name not in {found["name"] for found in inspect(conn).get_columns(column.table.name)}:
+            kind = column.type.compile(conn.dialect)
+            conn.execute(text(f"ALTER TABLE {column.table.name} ADD COLUMN {column.name} {kind}"))
     conn.execute(text(f"PRAGMA user_version = {SCHEMA}"))
 
 

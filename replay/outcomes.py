@@ -38,6 +38,8 @@ class Guard:
 
     has_missed: Callable[[Any], bool] | None = None
     """Asked with the request's row."""
+    is_about: Callable[[Any], bool] | None = None
+    """Of which requests it knows anything, by their rows; None: of all. The others lose nothing, as if nobody had spoken."""
     metric: str | None = None
     """Else the metric whose reward, turned over, is the loss; silence is one half."""
     reward: Reward | None = None
@@ -64,7 +66,7 @@ class UnitOutcome:
     losses: Mapping[str, float] = field(default_factory=dict)
     """By guard: mean over its counted requests, in [0, 1]; empty until it is matured."""
     answers: Mapping[str, float] = field(default_factory=dict)
-    """As `answered`, by guard with a metric of its own; of the others all is known."""
+    """As `answered`, by guard with a metric of its own, or about some requests only; of the others all is known."""
 
     @property
     def is_silent(self) -> bool:
@@ -161,7 +163,7 @@ def _heard(conn: Connection, trial: str, metrics: Iterable[str]) -> dict[str, Ma
 def _requests(trial: str, arms: Arms) -> Any:
     of = interaction.c
     answered_at = (of.at + of.latency_seconds).label("answered_at")
-    measured = (of.latency_seconds, of.ttft_seconds, of.reply_tokens)
+    measured = (of.latency_seconds, of.ttft_seconds, of.reply_tokens, of.is_refusal, of.has_form)
     return (
         select(of.id, of.unit, of.arm, of.error, of.at, *measured, answered_at)
         .where(of.trial == trial, of.arm.in_(arms))
@@ -203,7 +205,8 @@ def _judged(counted: Sequence[Row[*tuple[Any, ...]]], words: _Words, closes_at: 
         "reward": mean(lambda row: _reward(row, words, closes_at)),
         "answered": answered(words.metric),
         "losses": {name: mean(loss(guard)) for name, guard in words.guards.items()},
-        "answers": {name: answered(guard.metric) for name, guard in words.guards.items() if guard.metric},
+        "answers": {name: answered(guard.metric) for name, guard in words.guards.items() if guard.metric}
+        | {name: mean(guard.is_about) for name, guard in words.guards.items() if guard.is_about},
     }
 
 

@@ -81,6 +81,10 @@ class Interaction:
     """Name of the API key that asked."""
     is_trainable: bool = True
     """False when the client sent `store: false`: kept for statistics, never learned from."""
+    is_refusal: bool | None = None
+    """Whether the reply opens like a refusal, found when it was recorded; None: it has no words, or it was not asked."""
+    has_form: bool | None = None
+    """Whether the reply has the form that was asked for, found likewise; None: none was, or the reply failed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,8 @@ interaction = Table(
     Column("ttft_seconds", Float),
     Column("principal", String, nullable=False),
     Column("is_trainable", Boolean, nullable=False),
+    Column("is_refusal", Boolean),  # null in rows from before there was such a column; so the next
+    Column("has_form", Boolean),
     Column("segment", Integer),  # the archive's segment that holds what was said; null while it is here
 )
 Index("interaction_of_trial", interaction.c.trial, sqlite_where=interaction.c.trial.is_not(None))
@@ -251,8 +253,11 @@ def given(said: Feedback, digest: str, status: FeedbackStatus) -> tuple[Any, ...
 
 
 def interaction_of(row: Stored) -> Interaction:
-    """Read an interaction; one whose words are elsewhere comes without messages and reply."""
-    plain = {name: row[name] for name in _INTERACTION}
+    """Read an interaction; one whose words are elsewhere comes without messages and reply.
+
+    What was not yet told when it was written has its default.
+    """
+    plain = {name: row[name] for name in _INTERACTION if name in row}
     said = {"messages": tuple(row["messages"] or ()), "reply": row["reply"] or ""}
     return Interaction(**{**plain, **said, "arm": Arm(row["arm"])})
 

@@ -28,6 +28,8 @@ def status(line: LineName, as_json: AsJson = False, url: Url = None, key: ApiKey
 
     trial = said["trial"]
     typer.echo(f"{trial['id']}: {trial['candidate']}, {screens.trial(trial)}\n{trial['reason']}" if trial else "no trial yet")
+    for told in screens.guardrails(trial) if trial else ():
+        typer.echo(told)
     if said.get("anchor"):
         typer.echo(screens.anchor(said["anchor"]))
 

@@ -152,13 +152,20 @@ class Conductor:
         return self._journal.record("rolled_back", line, deed)
 
     def steer(self, line: str, verb: Verb) -> Trial:
-        """Pause, resume or abort the line's trial; raises `NotFound`, or `Conflict` when there is none or it cannot."""
+        """Pause, resume or abort the line's trial; raises `NotFound`, or `Conflict` when there is none or it cannot.
+
+        To resume is a step forward, which kill switch and anchor hold back whoever asks for it.
+        """
         self._line(line)
 
         def deed(conn: Connection, now: float) -> tuple[Trial, Json]:
             if (trial := trials.current(conn, line)) is None:
                 raise Conflict(f"{line!r} has no trial to {verb}", param="line")
-            return trials.told(transitions.advance(conn, trial, controller.by_hand(trial, verb), now))
+            move = controller.by_hand(trial, verb)
+            if move.to in controller.FORWARD:
+                switch.check(conn, self._settings.kill_switch, "freeze_promotion")
+                self._anchoring.check(conn, line)
+            return trials.told(transitions.advance(conn, trial, move, now))
 
         return self._journal.record("trial_moved", line, deed)
 

@@ -21,9 +21,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from replay.records import Interaction
 from replay.records import Message as ChatMessage
+from service import form
 from service.api.errors import respond
 from service.errors import ReplyTimeout
+from service.form import Form
 from service.recorder import Recorder
+from service.refusals import Openings
 from service.router import Choice
 from service.settings_engine import Deadlines
 from service.tap import ENGINE_ERROR, Tap
@@ -67,6 +70,10 @@ class Asked:
     is_trainable: bool
     principal: str
     is_streamed: bool
+    openings: Openings
+    """What a refusal opens with, on the line that is asked."""
+    form: Form | None = None
+    """What is asked of the reply's form."""
 
 
 def passed_on(scope: Scope, body: bytes) -> Scope:
@@ -240,6 +247,7 @@ class Exchange:
 
     def _interaction(self, error: str | None) -> Interaction:
         asked, tap = self._asked, self._tap
+        failure, words = self._left or tap.error or error, tap.words
         return Interaction(
             id=tap.id or f"request-{uuid.uuid4().hex}",
             line=asked.choice.line,
@@ -252,13 +260,15 @@ class Exchange:
             at=self._at,
             trial=asked.choice.trial,
             finish_reason=tap.finish_reason,
-            error=self._left or tap.error or error,
+            error=failure,
             prompt_tokens=tap.prompt_tokens,
             reply_tokens=tap.reply_tokens,
             latency_seconds=self._clock.elapsed() - self._began,
             ttft_seconds=self._ttft_seconds,
             principal=asked.principal,
             is_trainable=asked.is_trainable,
+            is_refusal=tap.has_declined or (asked.openings.opens(words) if words else None),
+            has_form=None if failure else form.has(asked.form, words, tap.calls, tap.finish_reason),
         )
 
 

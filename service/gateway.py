@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service import asking
+from service import asking, form
 from service.api.auth import Keyring
 from service.api.errors import respond
 from service.door import KeeperDoor
@@ -24,6 +24,7 @@ from service.errors import LearndError, NotFound, TooLarge
 from service.exchange import Asked, Clock, Exchange, Said
 from service.logs import RequestId
 from service.recorder import Recorder
+from service.refusals import OPENINGS, Openings
 from service.router import Desired, Model, models, resolve
 from service.settings import Settings
 from service.shadowing import Shadower
@@ -71,6 +72,8 @@ class Gateway:
         self._slices = {
             name: {title: re.compile(pattern) for title, pattern in line.slices.items()} for name, line in settings.lines.items()
         }
+        self._openings = {name: Openings(line.rollout.phrases) for name, line in settings.lines.items() if line.rollout.phrases}
+        self._usual_openings = Openings(OPENINGS)
         self._clock = clock or Clock()
         self._started_at = int(self._clock.now())
         self._entrance = RequestId(self._enter)
@@ -151,6 +154,8 @@ class Gateway:
             is_trainable=body.get("store") is not False,
             is_streamed=body.get("stream") is True,
             principal=principal,
+            openings=self._openings.get(choice.line, self._usual_openings),
+            form=form.asked(body, scope["path"]),
         )
 
 

@@ -114,6 +114,9 @@ class _Traffic:
             buckets=FIRST_TOKEN_SECONDS,
             registry=registry,
         )
+        self.findings = Counter(
+            "learnd_reply_findings_total", "What replies were found to be.", (*VERSION_LABELS, "finding"), registry=registry
+        )
         self.tokens = Counter("learnd_tokens_total", "Tokens read and written.", (*VERSION_LABELS, "kind"), registry=registry)
 
     def saw(self, interaction: Interaction) -> None:
@@ -124,6 +127,10 @@ class _Traffic:
             self.first_token_seconds.labels(*labels).observe(interaction.ttft_seconds)
         self.tokens.labels(*labels, "prompt").inc(interaction.prompt_tokens)
         self.tokens.labels(*labels, "reply").inc(interaction.reply_tokens)
+        if interaction.is_refusal:
+            self.findings.labels(*labels, "refusal").inc()
+        if interaction.has_form is not None:
+            self.findings.labels(*labels, "form_kept" if interaction.has_form else "form_broken").inc()
 
 
 class _Feedback:

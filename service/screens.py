@@ -138,6 +138,15 @@ def trial(running: Json | None) -> str:
     return said
 
 
+def guardrails(running: Json) -> list[str]:
+    """What is known of each guardrail of a trial, a line each."""
+    shown, needed, harm_at = running.get("promote") or {}, running.get("thresholds") or {}, running.get("harm_at") or 0.0
+    return [
+        f"guardrail {name}: not worse {shown[name]:.1f} of {needed['promote']:.1f}, worse {harm:.1f} of {harm_at:.1f}"
+        for name, harm in (running.get("harm") or {}).items()
+    ]
+
+
 def _shadow(said: Json) -> str:
     """How far a shadow is: nobody reads what it answers."""
     replies = f"{sum(said['outcomes'].values())} replies, {said['outcomes']['failed']} failed"

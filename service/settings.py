@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from replay.records import Wanted
 from service.settings_data import Admission, Closed, Drift, Name
-from service.settings_engine import Deadlines
+from service.settings_engine import Replies
 from service.settings_learning import Learning
 from service.settings_line import Anchor, Bake, Gate, Guardrail, Line, Rollout, Shadow, Trigger
 from service.settings_training import Training
@@ -100,7 +100,7 @@ class Base(Closed):
         return self.name or self.source.rstrip("/").split(":")[-1].split("/")[-1].lower()
 
 
-class Engine(Deadlines):
+class Engine(Replies):
     """How the base is served."""
 
     replicas: int = Field(1, ge=1)

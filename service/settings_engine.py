@@ -1,4 +1,7 @@
-"""How long a reply may be waited for. A part of the tree in `service.settings`, which is where to import from."""
+"""How long a reply may be waited for, and what it must be made of.
+
+A part of the tree in `service.settings`, which is where to import from.
+"""
 
 from __future__ import annotations
 
@@ -16,3 +19,10 @@ class Deadlines(Closed):
     """The same of a reply that comes whole, whose first token nobody sees: as long as OpenAI's clients wait. 0: never."""
     patience_seconds: float = Field(10, ge=0)
     """A client that leaves after so long without a token was failed (`timeout`); sooner, it has changed its mind. 0: always."""
+
+
+class Replies(Deadlines):
+    """What a reply must be to count as one."""
+
+    checks_logits: bool = True
+    """Logits that are no numbers (NaN) break a reply off: a failed reply of its version, in place of tokens that mean nothing."""

@@ -6,7 +6,7 @@ A part of the tree in `service.settings`, which is where to import from.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -54,13 +54,15 @@ class Gate(Closed):
 class Guardrail(Closed):
     """Something besides quality that must not get worse in a trial."""
 
-    kind: Literal["error", "latency", "first_token", "long", "short", "metric"]
+    kind: Literal["error", "latency", "first_token", "long", "short", "refusal", "format", "metric"]
     """A failed reply, one that took longer than `limit` seconds, whose first token did (streams only), with more or fewer than
-    `limit` tokens; or what a declared metric says, such as refusals or broken formats that your own systems report."""
+    `limit` tokens, that opens like a refusal, that has not the form that was asked for; or what a declared metric says."""
     margin: float = Field(gt=0, lt=1)
     """A candidate shown to lose by less may be promoted; one shown to lose by more is rolled back. With the kind `metric`,
-    among the units that answer, and below 0.5."""
+    among the units that answer, with `format` among those that ask for a form, and below 0.5 with both."""
     limit: float = Field(0, ge=0)
+    phrases: tuple[Annotated[str, Field(pattern=r"\w")], ...] = ()
+    """With the kind `refusal`: what a refusal opens with; none: those in `service.refusals`."""
     metric: str = ""
     """With the kind `metric`: a metric of `feedback.metrics`."""
 
@@ -68,8 +70,10 @@ class Guardrail(Closed):
     def _is_whole(self) -> Self:
         if self.kind == "metric" and not self.metric:
             raise ValueError("a guardrail of the kind `metric` needs `metric`, the name of one in feedback.metrics")
-        if self.kind == "metric" and self.margin >= HALF:
-            raise ValueError("a guardrail of the kind `metric` needs a `margin` below 0.5: silence counts one half")
+        if self.kind in {"metric", "format"} and self.margin >= HALF:
+            raise ValueError(f"a guardrail of the kind `{self.kind}` needs a `margin` below 0.5: some units say nothing of it")
+        if self.phrases and self.kind != "refusal":
+            raise ValueError(f"`phrases` are for a guardrail of the kind `refusal`, not `{self.kind}`")
         if self.kind in {"latency", "first_token", "long", "short"} and self.limit <= 0:
             raise ValueError(f"a guardrail of the kind `{self.kind}` needs `limit`, in seconds or tokens")
         return self
@@ -185,6 +189,17 @@ class Rollout(Closed):
     shadow: Shadow = Shadow()
     bake: Bake = Bake()
     anchor: Anchor = Anchor()
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """What a refusal opens with, as its guardrail says; none: where there is no such guardrail, or it names none."""
+        return next((one.phrases for one in self.guardrails.values() if one.kind == "refusal"), ())
+
+    @model_validator(mode="after")
+    def _reads_refusals_in_one_way(self) -> Self:
+        if sum(one.kind == "refusal" for one in self.guardrails.values()) > 1:
+            raise ValueError("guardrails: one of the kind `refusal` is enough, since each reply is read once")
+        return self
 
     @model_validator(mode="after")
     def _has_two_arms_that_only_grow(self) -> Self:

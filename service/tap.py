@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from service.form import Call
+
 ENGINE_ERROR = "engine_error"
 _BEFORE_TOKENS = frozenset({"response.created", "response.queued", "response.in_progress"})
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
@@ -27,6 +29,8 @@ class Tap:
         self._calls: dict[int, dict[str, Any]] = {}
         self.id: str | None = None
         self.finish_reason: str | None = None
+        self.has_declined = False
+        """The engine says itself that this is a refusal, in OpenAI's field `refusal`."""
         self.error: str | None = None
         """`http_<status>` when the engine refused, `engine_error` when it broke off within a stream."""
         self.has_token = False
@@ -39,7 +43,17 @@ class Tap:
     @property
     def text(self) -> str:
         """What has been said so far; the tool calls, as JSON, of a reply that has no words."""
-        return "".join(self._texts) or (json.dumps(list(self._calls.values())) if self._calls else "")
+        return self.words or (json.dumps(list(self._calls.values())) if self._calls else "")
+
+    @property
+    def words(self) -> str:
+        """What has been said so far, without the tool calls."""
+        return "".join(self._texts)
+
+    @property
+    def calls(self) -> list[Call]:
+        """The tool calls so far."""
+        return [Call(**call) for call in self._calls.values()]
 
     @property
     def has_streamed_text(self) -> bool:
@@ -89,6 +103,8 @@ class Tap:
         self.has_token = self.has_token or begins or bool(said.get("choices") or said.get("output"))
         if kind == "response.output_text.delta":
             self._texts.append(said.get("delta") or "")
+        elif kind == "response.function_call_arguments.delta":
+            self._read_call(said.get("output_index", 0), {"arguments": said.get("delta")})
         elif isinstance(said.get("response"), dict):
             self._read_whole(said["response"])
             self.is_over = self.is_over or kind in _ENDS
@@ -112,6 +128,7 @@ class Tap:
         text = choice.get("text") or message.get("content")
         if text:
             self._texts.append(text)
+        self.has_declined = self.has_declined or bool(message.get("refusal"))
         for place, call in enumerate(message.get("tool_calls") or ()):
             self._read_call(call.get("index", place), call.get("function") or {})
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
@@ -129,9 +146,13 @@ class Tap:
             self.finish_reason = status
         if status == "failed" and self.error is None:
             self.error = ENGINE_ERROR
-        messages = [item for item in said.get("output") or () if item.get("type") == "message"]
-        texts = [part.get("text") or "" for item in messages for part in item.get("content") or ()]
-        self._texts = texts or self._texts
+        output = said.get("output") or ()
+        parts = [part for item in output if item.get("type") == "message" for part in item.get("content") or ()]
+        self.has_declined = self.has_declined or any(part.get("refusal") for part in parts)
+        self._texts = [part.get("text") or "" for part in parts] or self._texts
+        calls = [item for item in output if item.get("type") == "function_call"]
+        whole = {place: {name: call.get(name) or "" for name in ("name", "arguments")} for place, call in enumerate(calls)}
+        self._calls = whole or self._calls
 
 
 def _data(event: bytes) -> bytes:

@@ -7,9 +7,11 @@ adapter that is reloaded under its name would be served with the old one's prefi
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,11 +28,18 @@ from service.settings import Settings
 SWITCH = "LEARND_CPU_LORA"
 """The variable that turns the plug-in off."""
 
+LOOKS_FOR_NAN = "VLLM_COMPUTE_NANS_IN_LOGITS"
+"""The variable that lets vLLM count, in each step, the logits of each reply that are no numbers."""
+
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The maximal ranks that vLLM can be built for."""
 
 SPARE_ADAPTERS = 2
 """Kept beside the resident ones, so that loading the next before dropping the last evicts none that is in use."""
+
+
+class NoNumbers(RuntimeError):
+    """A reply's logits are no numbers (NaN): vLLM would go on with the first token of its vocabulary, and answer with 200."""
 
 
 class HasPath(Protocol):
@@ -72,6 +81,7 @@ class VllmEngine:
         if not settings.engine.gpus and engine_args.distributed_executor_backend is None:
             engine_args.distributed_executor_backend = UniProcExecutor  # the model beside its scheduler: one process less
         client = AsyncLLM.from_engine_args(engine_args)
+        client.generate = numbers_only(client.generate)
         tasks = await client.get_supported_tasks()
         app = build_app(args, tasks, client.model_config)
         await init_app_state(client, app.state, args, tasks)
@@ -85,6 +95,7 @@ class VllmEngine:
             "HF_HUB_OFFLINE": "1",  # the base lies on disk by now: nothing is to be fetched
             "VLLM_API_KEY": "",  # keys are the gateway's business
             SWITCH: "1" if settings.engine.has_grouped_lora else "0",
+            LOOKS_FOR_NAN: "1" if settings.engine.checks_logits else "0",
             "OMP_NUM_THREADS": str(settings.engine.threads or os.cpu_count() or 1),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # replicas and jobs share the cores: the kernel moves them better
         }
@@ -124,7 +135,7 @@ class VllmEngine:
             await self._client.remove_lora(request.lora_int_id)
 
     async def logprobs(self, name: str | None, token_ids: Sequence[int]) -> list[float]:
-        """Score the tokens as a prompt; the prefix cache is not read for these."""
+        """Score the tokens as a prompt; the prefix cache is not read for these. No number is a score where logits are none."""
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import SamplingParams
 
@@ -135,7 +146,10 @@ class VllmEngine:
             f"probe-{uuid.uuid4().hex}",
             lora_request=self._adapters[name] if name is not None else None,
         )
-        *_, last = [output async for output in outputs]
+        try:
+            *_, last = [output async for output in outputs]
+        except NoNumbers:
+            return [math.nan] * (len(ids) - 1)
         return [found[token].logprob for token, found in zip(ids[1:], last.prompt_logprobs[1:], strict=True)]
 
     async def score(self, name: str | None, messages: Sequence[Message], reply: str) -> list[float]:
@@ -164,6 +178,23 @@ class VllmEngine:
     @property
     def _served(self) -> dict[str, Any]:
         return self._app.state.openai_serving_models.lora_requests  # type: ignore[no-any-return] # vLLM is untyped
+
+
+def numbers_only(generate: Callable[..., AsyncGenerator[Any, None]]) -> Callable[..., AsyncGenerator[Any, None]]:
+    """VLLM's `generate`, which raises `NoNumbers` once vLLM has found NaN among the logits of a reply, and lets it go.
+
+    vLLM looks where `LOOKS_FOR_NAN` is set, and tells nobody but its own statistics, which ride on each output
+    (without them, under `--disable-log-stats`, nothing is known).
+    """
+
+    async def checked(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        async with aclosing(generate(*args, **kwargs)) as outputs:  # closed at once: then vLLM computes no more of it
+            async for output in outputs:
+                if output.metrics is not None and output.metrics.is_corrupted:
+                    raise NoNumbers(f"the logits of {output.request_id} are no numbers (NaN)")
+                yield output
+
+    return checked
 
 
 def arguments(settings: Settings, folder: Path) -> list[str]:

@@ -26,7 +26,7 @@ from service.settings import Metric, Rollout
 Verb = Literal["pause", "resume", "promote", "abort", "rollback"]
 
 FORWARD = frozenset({Stage.SHADOW, Stage.CANARY, Stage.WAITING, Stage.PROMOTING, Stage.BAKE, Stage.LIVE})
-"""Where no trial goes by itself while the kill switch is on; one that a person opened, to go back far, does."""
+"""Where no trial goes while the kill switch is on, by itself or by hand; one that a person opened, to go back far, does."""
 
 YELLOW = 1.5
 """A step up waits while the evidence of harm is within so many nats of a rollback."""

@@ -2,9 +2,12 @@ import os
 import subprocess
 import sys
 
+import pyarrow as pa
 import pytest
 
+from replay import archive
 from replay.archive import ArchiveDamaged, Rows, erase, find, scan, seal
+from replay.tables import row_of
 
 
 @pytest.fixture
@@ -28,12 +31,36 @@ def test_what_is_sealed_comes_back_as_it_was(rows, tmp_path):
 def test_every_text_and_every_number_survives(asked, said, tmp_path):
     odd = 'quote " slash \\ line \n nul \0 emoji \U0001f9ea 2024-01-01T00:00:00Z'
     whole = Rows(
-        [asked(odd, odd, reply=odd, at=1790000000.1234567, latency_seconds=1e-9, prompt_tokens=2**40, ttft_seconds=0.1)],
+        [
+            asked(
+                odd,
+                odd,
+                reply=odd,
+                at=1790000000.1234567,
+                latency_seconds=1e-9,
+                prompt_tokens=2**40,
+                ttft_seconds=0.1,
+                has_form=False,
+            )
+        ],
         [said(odd, value, id=f"f{i}", tags={odd: odd}) for i, value in enumerate([True, 0.1, odd, {"content": None}])],
     )
     seal(whole, tmp_path, 1)
     assert list(scan(tmp_path)) == [whole]
     assert find(tmp_path, odd) == whole.interactions[0]
+
+
+def test_a_segment_from_before_there_were_findings_is_read_and_rewritten(asked, tmp_path):
+    names = [name for name in archive._INTERACTION.names if name not in {"is_refusal", "has_form"}]
+    early = Rows([asked("a"), asked("b")], [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(archive, "_INTERACTION", pa.schema([archive._INTERACTION.field(name) for name in names]))
+        patch.setattr(archive, "row_of", lambda record: {name: row_of(record)[name] for name in names})
+        seal(early, tmp_path, 1)
+    assert list(scan(tmp_path)) == [early]
+    assert find(tmp_path, "a") == asked("a")
+    assert erase(tmp_path, ["a"]) == 1
+    assert list(scan(tmp_path)) == [Rows([asked("b")], [])]
 
 
 def test_no_folder_is_an_empty_archive(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from replay import archive, ledger
 from replay.records import FeedbackStatus, Receipt
-from replay.writer import Writer
+from replay.writer import WriteFailed, Writer
 from tests.replay.steps import steps
 
 
@@ -169,6 +169,31 @@ def test_a_ledger_of_another_version_is_refused_and_ones_own_is_not(tmp_path):
         db.execute("PRAGMA user_version = 1")
     with pytest.raises(ledger.AnotherSchema, match=f"tables of version 1, this learnd's are of version {ledger.SCHEMA}"):
         ledger.refuse_another_schema(file)
+
+
+def test_a_ledger_from_before_there_were_findings_is_raised_where_it_lies(tmp_path, asked):
+    file = tmp_path / "ledger.db"
+    writer = Writer(file)
+    writer.submit(ledger.create).result()
+    writer.submit(lambda conn: ledger.record(conn, [asked("early")])).result()
+    writer.close()
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        for column in ("is_refusal", "has_form"):
+            db.execute(f"ALTER TABLE interaction DROP COLUMN {column}")
+        db.execute("PRAGMA user_version = 5")
+    ledger.refuse_another_schema(file)
+    writer = Writer(file)
+    with pytest.raises(WriteFailed, match="no such column"):  # the control: as it was, it cannot be read
+        writer.submit(lambda conn: ledger.interaction(conn, "early")).result()
+    for _ in range(2):
+        writer.submit(ledger.create).result()
+    writer.submit(lambda conn: ledger.record(conn, [asked("late", is_refusal=True, has_form=False)])).result()
+    early, late = (writer.submit(lambda conn, name=name: ledger.interaction(conn, name)).result() for name in ("early", "late"))
+    writer.close()
+    assert early == asked("early")
+    assert (late.is_refusal, late.has_form) == (True, False)
+    with contextlib.closing(sqlite3.connect(file)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (ledger.SCHEMA,)
 
 
 def test_a_damaged_ledger_is_left_to_who_opens_it(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
 from replay import ledger
-from replay.outcomes import UnitOutcome
+from replay.outcomes import Guard, UnitOutcome
 from replay.records import Arm
 
 WINDOW = 100.0
@@ -23,6 +23,24 @@ def trial(conn, asked, said):
             return ledger.outcomes(conn, "t1", "thumb", WINDOW, now, reward=float)
 
     return Stage()
+
+
+READ = {
+    "refusal": Guard(has_missed=lambda row: bool(row.is_refusal)),
+    "format": Guard(has_missed=lambda row: row.has_form is False, is_about=lambda row: row.has_form is not None),
+}
+
+
+def test_what_was_found_of_replies_is_a_loss_and_outlives_their_words(trial, conn, tmp_path):
+    for name, has_form, is_refusal in (("a1", False, True), ("a2", True, False), ("a3", None, None), ("a4", None, True)):
+        trial.ask(name, "u1", at=0.0, has_form=has_form, is_refusal=is_refusal)
+    trial.ask("b1", "u2", at=1.0)
+    before = ledger.outcomes(conn, "t1", "thumb", WINDOW, 1e9, reward=float, guards=READ)
+    assert [dict(unit.losses) for unit in before] == [{"refusal": 0.5, "format": 0.25}, {"refusal": 0.0, "format": 0.0}]
+    assert [dict(unit.answers) for unit in before] == [{"format": 0.5}, {"format": 0.0}]
+    assert ledger.seal(conn, tmp_path, older_than=1e9, max_rows=10) == 5
+    assert ledger.forget(conn, tmp_path, ["a1", "a4"]) == 2
+    assert ledger.outcomes(conn, "t1", "thumb", WINDOW, 1e9, reward=float, guards=READ) == before
 
 
 def test_a_unit_matures_when_its_window_closes(trial):

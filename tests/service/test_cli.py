@@ -296,6 +296,11 @@ def test_a_line_s_trial_and_its_history_are_shown(daemon, capsys, monkeypatch):
     assert said.startswith("desk-trial1: desk@v2, canary at 50%, units 31/30")
     assert "difference in [-0.021, +0.154]" in said
     assert said.endswith("verified\n")
+    known = {"promote": {"quality": 3.0, "refusal": 1.25}, "harm": {"refusal": -0.5}, "harm_at": 5.99}
+    daemon.answers["/api/rollouts/desk"] = {"line": "desk", "trial": {**trial, **known}}
+    assert run("rollout", "status", "desk") == 0
+    needed = trial["thresholds"]["promote"]
+    assert capsys.readouterr().out.endswith(f"guardrail refusal: not worse 1.2 of {needed:.1f}, worse -0.5 of 6.0\n")
     stood = {"trial": "desk-trial1", "candidate": "desk@v2", "from": "canary", "to": "hold"}
     why = {"by": "operator", "reason": "operator: pause"}
     daemon.answers["/api/rollouts/desk/history"] = {"data": [{"seq": 9, "at": 0.0, **stood, **why}]}

@@ -253,6 +253,14 @@ class TestFromFeedbackToChampion:
         world.demonstrate(40)
         assert ended(world, customers=4).reason.startswith("error_burst")
 
+    @pytest.mark.parametrize("kind", ["refusal", "error"])
+    def test_a_candidate_that_refuses_is_rolled_back_where_a_guardrail_listens(self, make, kind):
+        world = make(rules(guardrails={"it": {"kind": kind, "margin": 0.1}}))
+        world.quality, world.refusing = {"desk@v1": 0.95}, {"desk@v1"}
+        world.demonstrate(40)
+        last = ended(world, customers=10)
+        assert last.reason.startswith("harmed_it" if kind == "refusal" else "non_inferior")
+
     def test_a_trial_that_loses_units_of_one_arm_is_held_and_never_promoted(self, make):
         world = make(rules(min_units=100))
         world.quality = {"desk@v1": 0.8}

@@ -140,6 +140,21 @@ async def test_a_stream_is_tapped_and_its_usage_hidden(replica):
 
 
 @pytest.mark.parametrize("stream", [False, True])
+async def test_what_a_reply_was_is_found_when_it_is_recorded(tmp_path, stream):
+    guardrail = {"kind": "refusal", "margin": 0.1, "phrases": ["V1 says"]}
+    replica = Replica(tmp_path, lines={"support": {"rollout": {"guardrails": {"refusal": guardrail}}}})
+    await replica.residency.start()
+    asked = {"structured_outputs": {"choice": ["support@v1 says 0.1"]}, "stream": stream}
+    await replica.ask(**asked)
+    await replica.ask("support@v2", **asked)
+    await replica.ask(stream=stream)
+    await replica.ask(BASE, stream=stream)  # no line's phrases
+    await replica.ask(temperature=-1, stream=stream, response_format={"type": "json_object"})
+    found = [(said.is_refusal, said.has_form) for said in await replica.stored()]
+    assert found == [(True, True), (False, False), (True, None), (False, None), (None, None)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
 async def test_the_end_of_a_reply_waits_for_the_record(replica, stream):
     replica.keeper.can_write.clear()
     client = replica.client(chat(stream=stream))

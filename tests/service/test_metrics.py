@@ -77,6 +77,7 @@ def metrics():
         [
             interaction(prompt_tokens=10, reply_tokens=3, latency_seconds=0.2, ttft_seconds=0.04),
             interaction(error="client_disconnected", latency_seconds=2),
+            *(interaction(arm=Arm.PINNED, is_refusal=kept, has_form=kept) for kept in (True, False, False, None)),
         ]
     )
     outcomes = [
@@ -99,6 +100,15 @@ def metrics():
 
 def lines(metrics, status=STATUS):
     return set(metrics.render(status)[0].decode().splitlines())
+
+
+def test_what_replies_were_found_to_be_is_counted(metrics):
+    version = 'line="desk",version="desk@v1"'
+    assert {line for line in lines(metrics) if line.startswith("learnd_reply_findings_total")} == {
+        f'learnd_reply_findings_total{{arm="pinned",finding="refusal",{version}}} 1.0',
+        f'learnd_reply_findings_total{{arm="pinned",finding="form_kept",{version}}} 1.0',
+        f'learnd_reply_findings_total{{arm="pinned",finding="form_broken",{version}}} 2.0',
+    }
 
 
 def test_what_happened_is_counted(metrics):

@@ -74,6 +74,25 @@ def test_a_frozen_canary_goes_on_where_it_stood_when_it_is_off_again_even_over_a
     world.until(lambda w: w.champion == "desk@v1", customers=10)
 
 
+@pytest.mark.parametrize("mode", ["freeze_promotion", "freeze_training", "base_only"])
+def test_a_held_trial_is_not_resumed_before_it_is_off_again(world, mode):
+    world.demonstrate(40)
+    until(world, Stage.CANARY)
+    world.conductor.steer(LINE, "pause")
+    world.conductor.throw(mode, "")
+    with pytest.raises(Conflict, match=f"the kill switch is on {mode}.*learnd switch off") as refused:
+        world.conductor.steer(LINE, "resume")
+    assert "\n" not in str(refused.value)
+    assert world.trial.stage is Stage.HOLD
+    world.conductor.throw("off", "")
+    assert world.conductor.steer(LINE, "resume").stage is Stage.CANARY
+    world.conductor.throw(mode, "")
+    with pytest.raises(Conflict, match="not on hold"):  # what is wrong besides is said first: it would not go with the switch off
+        world.conductor.steer(LINE, "resume")
+    assert world.conductor.steer(LINE, "pause").stage is Stage.HOLD  # ways back stay open
+    assert world.conductor.steer(LINE, "abort").stage is Stage.ROLLING_BACK
+
+
 def test_a_promotion_that_was_under_way_waits_and_may_be_aborted(world):
     world.demonstrate(40)
     until(world, Stage.PROMOTING)

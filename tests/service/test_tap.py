@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.form import Call
 from service.tap import Tap
 
 
@@ -130,6 +131,33 @@ def test_responses_are_read_whole_and_in_pieces(kind, finish):
     for tap in (pieces, whole(response)):
         assert (tap.id, tap.text, tap.finish_reason, tap.error) == ("resp_1", "abc", finish, None)
         assert (tap.prompt_tokens, tap.reply_tokens) == (4, 3)
+
+
+def test_the_tool_calls_of_responses_are_read_whole_and_in_pieces():
+    call = {"type": "function_call", "name": "find", "arguments": '{"a": 1}'}
+    response = {"id": "resp_1", "object": "response", "status": "completed", "output": [{"type": "reasoning"}, call]}
+    pieces, _ = stream(
+        sse(
+            {"type": "response.function_call_arguments.delta", "output_index": 1, "delta": '{"a"'},
+            {"type": "response.function_call_arguments.delta", "output_index": 1, "delta": ": 1}"},
+            {"type": "response.completed", "response": response},
+        )
+    )
+    assert pieces.has_streamed_text
+    for tap in (pieces, whole(response)):
+        assert tap.calls == [Call("find", '{"a": 1}')]
+        assert (tap.words, tap.text) == ("", json.dumps([{"name": "find", "arguments": '{"a": 1}'}]))
+
+
+@pytest.mark.parametrize("refusal", ["I can't.", None])
+def test_the_engine_s_own_word_for_a_refusal_is_heard(refusal):
+    message = {"role": "assistant", "content": None, "refusal": refusal}
+    once = whole({"id": "x", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+    pieces, _ = stream(sse(chunk(refusal=refusal), chunk(finish="stop"), "[DONE]"))
+    part = {"type": "refusal", "refusal": refusal}
+    output = [{"type": "message", "content": [part]}]
+    response = whole({"id": "resp_1", "object": "response", "status": "completed", "output": output})
+    assert once.has_declined is pieces.has_declined is response.has_declined is (refusal is not None)
 
 
 def test_a_failed_response_is_an_error():

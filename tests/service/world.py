@@ -108,6 +108,8 @@ class World:
         self.thumbs = 0.5
         self.failing = set()
         """Versions whose every reply fails."""
+        self.refusing = set()
+        """Versions whose every reply is a refusal."""
         self.refused = {}
         """Why replicas cannot hold a version, by its name."""
         self.likes = {}
@@ -208,6 +210,7 @@ class World:
             at=self.now,
             trial=choice.trial,
             error="engine_error" if is_failed else None,
+            is_refusal=choice.version in self.refusing,
         )
 
     def _store(self, asked, said):

@@ -9,12 +9,17 @@ import torch
 from safetensors.numpy import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from vllm.config.lora import LoRAConfig
+from vllm.logprobs import Logprob
 from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.lora.peft_helper import PEFTHelper
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.metrics.stats import IterationStats, LoRARequestStates, RequestStateStats
 
 from learners import adapter
 from learners.encode import encode
-from service.engines.vllm import SPARE_ADAPTERS, SWITCH, VllmEngine, arguments
+from service.engines.vllm import LOOKS_FOR_NAN, SPARE_ADAPTERS, SWITCH, NoNumbers, VllmEngine, arguments, numbers_only
 from service.errors import InvalidRequest
 from service.settings import Settings
 from tests.learners.conftest import byte_tokenizer
@@ -100,6 +105,83 @@ def test_threads_are_as_told():
     assert VllmEngine.environment(Settings(engine={"threads": 3}))["OMP_NUM_THREADS"] == "3"
     assert "TORCH_COMPILE_DISABLE" in VllmEngine.environment(Settings())
     assert "TORCH_COMPILE_DISABLE" not in VllmEngine.environment(Settings(engine={"gpus": 1}))
+
+
+def test_vllm_looks_at_the_logits_unless_told_otherwise():
+    assert VllmEngine.environment(Settings())[LOOKS_FOR_NAN] == "1"
+    assert VllmEngine.environment(Settings(engine={"checks_logits": False}))[LOOKS_FOR_NAN] == "0"
+
+
+class Sampler:
+    """vLLM's client with its own outputs, of which the one at `corrupted` has NaN among its logits, as its own statistics find it."""
+
+    def __init__(self, corrupted=None, length=3, has_statistics=True):
+        self.corrupted, self.length, self.has_statistics = corrupted, length, has_statistics
+        self.computed, self.is_closed = 0, False
+
+    async def generate(self, _, params, request_id, lora_request=None):
+        stats = RequestStateStats()
+        try:
+            for place in range(self.length):
+                self.computed += 1
+                said = EngineCoreOutput(request_id, [7], num_nans_in_logits=49152 if place == self.corrupted else 0)
+                IterationStats().update_from_output(said, 0.0, False, stats, LoRARequestStates(True), None)
+                yield self._output(request_id, stats, params.prompt_logprobs)
+        finally:
+            self.is_closed = True
+
+    def _output(self, request_id, stats, prompt_logprobs):
+        scores = None if prompt_logprobs is None else [None, {3: Logprob(-0.5)}, {8: Logprob(-1.5)}]
+        metrics = stats if self.has_statistics else None
+        return RequestOutput(request_id, None, [5, 3, 8], scores, [], finished=False, metrics=metrics)
+
+
+@pytest.fixture
+def _vllm_looks(monkeypatch):
+    monkeypatch.setenv(LOOKS_FOR_NAN, "1")
+
+
+async def replied(generate):
+    return [output async for output in generate("prompt", SamplingParams(), "chatcmpl-1")]
+
+
+@pytest.mark.usefixtures("_vllm_looks")
+@pytest.mark.parametrize("corrupted", [0, 1])
+async def test_a_reply_from_no_numbers_is_broken_off_and_let_go(corrupted):
+    client = Sampler(corrupted)
+    with pytest.raises(NoNumbers, match="chatcmpl-1"):
+        await replied(numbers_only(client.generate))
+    assert (client.computed, client.is_closed) == (corrupted + 1, True)
+    assert len(await replied(Sampler(corrupted).generate)) == 3  # the control: vLLM's own goes on
+
+
+@pytest.mark.usefixtures("_vllm_looks")
+async def test_a_sound_reply_passes_as_it_is_and_so_does_one_of_which_nothing_is_known():
+    assert len(await replied(numbers_only(Sampler().generate))) == 3
+    assert len(await replied(numbers_only(Sampler(1, has_statistics=False).generate))) == 3
+
+
+async def test_where_vllm_does_not_look_nothing_is_found():
+    assert len(await replied(numbers_only(Sampler(1).generate))) == 3
+
+
+@pytest.mark.usefixtures("_vllm_looks")
+async def test_a_reader_that_leaves_closes_vllm_s_own():
+    client = Sampler()
+    outputs = numbers_only(client.generate)("prompt", SamplingParams(), "chatcmpl-1")
+    await anext(outputs)
+    await outputs.aclose()
+    assert (client.computed, client.is_closed) == (1, True)
+
+
+@pytest.mark.usefixtures("_vllm_looks")
+async def test_what_is_scored_by_no_numbers_has_no_scores():
+    def engine(client):
+        client.generate = numbers_only(client.generate)
+        return VllmEngine(client, None, byte_tokenizer, 40)
+
+    assert await engine(Sampler()).logprobs(None, [5, 3, 8]) == [-0.5, -1.5]
+    assert np.isnan(await engine(Sampler(0)).logprobs(None, [5, 3, 8])).tolist() == [True, True]
 
 
 class Told(VllmEngine):

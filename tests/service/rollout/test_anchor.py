@@ -240,6 +240,18 @@ class TestOnTheWay:
         world.until(lambda w: w.champion == "desk@v2", customers=20)
         assert watch(world).standing is Standing.OK
 
+    def test_a_held_trial_is_not_resumed_before_somebody_has_looked(self, world):
+        candidate(world)
+        world.until(lambda w: w.trial.stage is Stage.CANARY)
+        world.conductor.steer(LINE, "pause")
+        before = watch(world)
+        alarmed = replace(before, standing=Standing.ALARM, reason="worse_than_anchor: by much")
+        world.read(lambda conn: watches._store(conn, before, alarmed))
+        with pytest.raises(Conflict, match=r"worse_than_anchor.*learnd rollout anchor"):
+            world.conductor.steer(LINE, "resume")
+        world.conductor.anchor(LINE, "base")
+        assert world.conductor.steer(LINE, "resume").stage is Stage.CANARY
+
     def test_where_it_is_set_the_anchor_becomes_the_champion(self, tmp_path):
         world = live(opened(tmp_path, reverts=True, revert=1000))
         before = world.read(lambda conn: memory.remembered(conn, LINE, 100))

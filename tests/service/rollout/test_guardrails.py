@@ -128,7 +128,14 @@ def test_it_is_recorded_and_decided_the_same_again():
     assert not verdicts.replay(body).is_same
 
 
-ROW = {"error": None, "latency_seconds": 1.0, "ttft_seconds": None, "reply_tokens": 50}
+ROW = {
+    "error": None,
+    "latency_seconds": 1.0,
+    "ttft_seconds": None,
+    "reply_tokens": 50,
+    "is_refusal": None,
+    "has_form": None,
+}
 
 
 class Row:
@@ -144,12 +151,69 @@ class Row:
         (Guardrail(kind="first_token", limit=1, margin=0.1), Row(ttft_seconds=1.1), Row()),
         (Guardrail(kind="long", limit=60, margin=0.1), Row(reply_tokens=61), Row(reply_tokens=60)),
         (Guardrail(kind="short", limit=20, margin=0.1), Row(reply_tokens=19), Row(reply_tokens=20)),
+        (Guardrail(kind="refusal", margin=0.1), Row(is_refusal=True), Row(is_refusal=False)),
+        (Guardrail(kind="refusal", margin=0.1), Row(is_refusal=True), Row()),
+        (Guardrail(kind="format", margin=0.1), Row(has_form=False), Row(has_form=True)),
+        (Guardrail(kind="format", margin=0.1), Row(has_form=False), Row()),
     ],
 )
 def test_what_misses_a_bound(guardrail, missed, kept):
     guard = guards({"it": guardrail}, {}, reward)["it"]
     assert guard.has_missed(missed)
     assert not guard.has_missed(kept)
+
+
+FORMAT = POLICY.model_copy(update={"guardrails": {"format": Guardrail(kind="format", margin=0.1)}, "stale_seconds": 0})
+
+
+def askers(broken, pairs=4000, every=20):
+    """Pairs of which each twentieth asks for a form, which a share of the candidate's replies do not have."""
+    return tuple(
+        UnitOutcome(
+            f"{arm}{i}",
+            arm,
+            float(i),
+            1.0 if arm is Arm.CANDIDATE else 0.5,
+            True,
+            0,
+            1,
+            losses={"format": float(arm is Arm.CANDIDATE and i % every == 0 and (i // every) % 100 < broken * 100)},
+            answers={"format": float(i % every == 0)},
+        )
+        for arm in (Arm.CANDIDATE, Arm.CONTROL)
+        for i in range(pairs)
+    )
+
+
+def test_where_few_ask_for_a_form_the_margin_is_theirs():
+    half = judged(askers(0.5), FORMAT)
+    assert half.move.reason.startswith("harmed_format")
+    everybody = [replace(unit, answers={}) for unit in askers(0.5)]
+    assert judged(everybody, FORMAT).move.to is Stage.PROMOTING  # the control: by a margin of all units, each second form breaks
+    kept = judged(askers(0.0), FORMAT)
+    assert kept.move.to is Stage.PROMOTING
+    assert kept.evidence.promote["format"] == pytest.approx(mixture(lambda c: 1 + c * (1 / 0.9 - 1), 200), abs=1e-9)
+
+
+def test_where_nobody_asks_for_a_form_nothing_is_proven():
+    silent = [replace(unit, answers={"format": 0.0}) for unit in askers(0.0)]
+    said = judged(silent, FORMAT)
+    assert said.move is None
+    assert said.evidence.promote["format"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_what_a_guard_on_forms_is_about():
+    guard = guards({"it": FORMAT.guardrails["format"]}, {}, reward)["it"]
+    assert [guard.is_about(Row(has_form=found)) for found in (True, False, None)] == [True, True, False]
+    assert guards({"it": Guardrail(kind="refusal", margin=0.1)}, {}, reward)["it"].is_about is None
+
+
+def test_a_look_at_forms_is_recorded_and_decided_the_same_again():
+    said = judged(askers(0.5), FORMAT)
+    body = json.loads(json.dumps(verdicts.record(trial(policy=FORMAT), said.move, said)))
+    assert verdicts.replay(body).is_same
+    body["facts"]["tally"]["guards"][0]["answered"][0][1] += 1
+    assert not verdicts.replay(body).is_same
 
 
 def test_a_declared_metric_is_a_guardrail_too():
@@ -165,6 +229,15 @@ def test_settings_say_what_a_guardrail_lacks():
         Guardrail(kind="latency", margin=0.1)
     with pytest.raises(ValidationError, match="needs `metric`"):
         Guardrail(kind="metric", margin=0.1)
+    with pytest.raises(ValidationError, match=r"below 0\.5"):
+        Guardrail(kind="format", margin=0.5)
+    with pytest.raises(ValidationError, match="`phrases` are for"):
+        Guardrail(kind="format", margin=0.1, phrases=("no",))
+    with pytest.raises(ValidationError, match="phrases"):
+        Guardrail(kind="refusal", margin=0.1, phrases=(" ",))
+    two = {name: Guardrail(kind="refusal", margin=0.1) for name in ("a", "b")}
+    with pytest.raises(ValidationError, match="`refusal` is enough"):
+        Rollout(guardrails=two)
     wrong = {"guardrails": {"refusal": {"kind": "metric", "metric": "refusal", "margin": 0.1}}}
     with pytest.raises(ValidationError, match=r"guardrails.refusal.metric 'refusal' is not declared"):
         Settings(lines={"desk": {"rollout": wrong}})
