@@ -1,5 +1,7 @@
 """Hypothesis without clocks, since a slow machine is no failure; which of pytest's processes runs what; threads for a test."""
 
+import gc
+
 import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
@@ -24,6 +26,16 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_modifyitems(items):
     """The longest unit begins first."""
     items.sort(key=lambda item: not item.nodeid.startswith(WITH_DAEMONS))
+
+
+def pytest_collection_finish():
+    """What was imported stays: each learning job collects garbage, and would look through all of vLLM and PyTorch for it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()  # libraries count what is left when the interpreter ends
 
 
 @pytest.fixture

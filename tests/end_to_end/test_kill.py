@@ -10,7 +10,7 @@ import httpx
 from tests.end_to_end.daemon import Daemon
 from tests.end_to_end.desk import wait_for
 
-KILLS = 10
+KILLS = 6
 
 
 def feed(url, acknowledged, numbers, stop):
