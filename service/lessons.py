@@ -9,14 +9,15 @@ from pydantic import BaseModel, Field
 
 from replay.records import Split
 from service import ndjson
+from service.asking import DEFAULT_SLICE
 from service.errors import InvalidRequest
 
 
 class Lesson(BaseModel):
-    """One line of the file; what else stands there is not read."""
+    """One line of the file, of which `messages` and `reply` are enough; what else stands there is not read."""
 
-    slice: str
-    split: Split
+    slice: str = DEFAULT_SLICE
+    split: Split = Split.TRAIN
     messages: list[dict[str, Any]] = Field(min_length=1)
     reply: str
     weight: float = Field(1.0, gt=0)

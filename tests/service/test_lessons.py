@@ -18,8 +18,9 @@ def written(folder, *rows):
 
 
 def test_a_file_is_read_with_its_defaults_and_without_what_else_stands_there(tmp_path):
-    plain = {name: value for name, value in ROW.items() if name != "weight"}
-    assert lessons.read(written(tmp_path, {**ROW, "id": "x", "source": "fresh"}, "", plain)) == [ROW, {**plain, "weight": 1.0}]
+    plain = {name: ROW[name] for name in ("messages", "reply")}
+    added = {"slice": "default", "split": "train", "weight": 1.0}
+    assert lessons.read(written(tmp_path, {**ROW, "id": "x", "source": "fresh"}, "", plain)) == [ROW, {**plain, **added}]
 
 
 @pytest.mark.parametrize(
