@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+HARDLY_MOVED = 0.01
+"""Nats per token from the base: what a few steps at a small rate come to, and no user would notice."""
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -183,7 +185,9 @@ def tuned(said: Tuned) -> Group:
     skipped = f", {said.skipped} that cannot be encoded left out" if said.skipped else ""
     strayed = f"{said.kl:.3f} nats per token from the base on neutral texts"
     head = f"learned {said.learned} examples in {said.seconds:.0f} s{skipped}; {strayed}"
-    return Group(head, slices, f'a base of its own: source = "{said.path}"')
+    is_same = said.kl < HARDLY_MOVED and all(one.tuned == one.base for one in said.slices)
+    hint = ["it has hardly moved: give it more --epochs or a higher --learning-rate"] if is_same else []
+    return Group(head, slices, *hint, f'a base of its own: source = "{said.path}"')
 
 
 def _line(name: str, line: Json) -> list[str]:

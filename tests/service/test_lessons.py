@@ -5,7 +5,8 @@ import json
 import pytest
 from test_cli import daemon, run  # noqa: F401 - a fixture
 
-from service import lessons
+from learners.whole import Measured, Tuned
+from service import lessons, screens
 from service.errors import InvalidRequest
 
 ROW = {"slice": "a", "split": "train", "messages": [{"role": "user", "content": "Hi"}], "reply": "Ho", "weight": 2.0}
@@ -53,3 +54,9 @@ def test_a_file_that_is_wrong_ends_before_any_base_is_loaded(capsys, tmp_path):
 def test_an_unknown_base_is_said(capsys, tmp_path):
     assert run("base", "tune", "builtin:none", str(written(tmp_path, ROW)), str(tmp_path / "out")) == 1
     assert "no built-in base" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kl", "right", "is_said"), [(0.001, 0.5, True), (0.001, 0.7, False), (0.2, 0.5, False)])
+def test_a_base_that_hardly_moved_is_said_to_have(capsys, tmp_path, kl, right, is_said):
+    screens.show(screens.tuned(Tuned(tmp_path, 60, 0, (Measured("spam", 20, 0.5, right),), kl, 1.0)))
+    assert ("hardly moved" in capsys.readouterr().out) == is_said
