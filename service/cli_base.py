@@ -23,6 +23,7 @@ class Quantization(StrEnum):
 
     NONE = "none"
     INT8 = "int8"
+    INT8_LAYERS = "int8-layers"
     INT4 = "int4"
 
 

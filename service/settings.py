@@ -85,8 +85,8 @@ class Base(Closed):
     """`builtin:smollm2-135m`, a local Hugging Face folder, or a hub id."""
     name: str = ""
     """What clients write in `model` to ask the base itself; empty: derived from the source."""
-    quantization: Literal["none", "int8", "int4"] = "none"
-    """`int8`: the layers' weights and inputs in 8 bits; `int4`: their weights in 4. Made once, it serves and trains."""
+    quantization: Literal["none", "int8", "int8-layers", "int4"] = "none"
+    """`int8`: weights and layers' inputs in 8 bits; `int8-layers`: without embedding and head; `int4`: layers' weights in 4."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Of the engine's computation; `auto`: the base's own on a GPU, the faster of bf16 and fp32 on a CPU."""
     max_model_len: int = Field(2048, ge=128)

@@ -17,6 +17,7 @@ DOORS = {
         "service/engines/vllm_cpu.py",
         "service/engines/vllm_cpu_layers.py",
         "service/engines/vllm_cpu_threads.py",
+        "service/engines/vllm_rows.py",
     },
     "peft": {"learners/adapter.py"},
     "trl": {"learners/trainer.py", "learners/preference.py"},

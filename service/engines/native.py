@@ -1,6 +1,7 @@
 """LoRA for few rows by the C++ beside this file: compiled once by the machine's own compiler, then kept in the cache.
 
-Without a compiler, or in a precision that it does not know, the caller has PyTorch do the same.
+Without a compiler, or in a precision that it does not know, the caller has PyTorch do the same. The head's kernel
+(native_head.py) is compiled here too.
 """
 
 from __future__ import annotations
@@ -94,28 +95,34 @@ def threads() -> int:
 @cache
 def load() -> Kernel | None:
     """The kernel, compiled if this machine has not done so before; None, with a word in the log, where it cannot be."""
+    library = loaded(SOURCE)
+    return Kernel(library) if library else None
+
+
+def loaded(source: Path) -> ctypes.CDLL | None:
+    """The library of this source; None, with a word in the log, where there is none."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
-        log.warning("no C++ compiler: adapters are served by PyTorch's products, which is slower. Install g++, or set CXX")
+        log.warning("no C++ compiler for %s: PyTorch's products serve, which is slower. Install g++, or set CXX", source.name)
         return None
     try:
-        return Kernel(ctypes.CDLL(str(compiled(compiler))))
+        return ctypes.CDLL(str(compiled(compiler, source)))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or error
-        log.warning("%s did not compile: adapters are served by PyTorch's products, which is slower. %s", SOURCE, said)
+        log.warning("%s did not compile: PyTorch's products serve, which is slower. %s", source, said)
         return None
 
 
-def compiled(compiler: str) -> Path:
+def compiled(compiler: str, source: Path) -> Path:
     """The library's path: by what it was made of, so that another source, compiler or processor has another."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=COMPILER_SECONDS).stdout
-    made_of = hashlib.sha256(b"\0".join((SOURCE.read_bytes(), version, _processor(), " ".join(FLAGS).encode())))
-    library = cache_folder() / "kernels" / f"lora-{made_of.hexdigest()[:16]}.so"
+    made_of = hashlib.sha256(b"\0".join((source.read_bytes(), version, _processor(), " ".join(FLAGS).encode())))
+    library = cache_folder() / "kernels" / f"{source.stem}-{made_of.hexdigest()[:16]}.so"
     if not library.exists():
         library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             made = Path(folder) / library.name
-            command: list[Any] = [compiler, *FLAGS, SOURCE, "-o", made]
+            command: list[Any] = [compiler, *FLAGS, source, "-o", made]
             subprocess.run(command, capture_output=True, check=True, text=True, timeout=COMPILER_SECONDS)
             made.replace(library)  # whole or not at all: several replicas may be at it
     return library

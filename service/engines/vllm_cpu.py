@@ -5,11 +5,12 @@ the base, and in a mixed batch they give the rows without an adapter the last sl
 adapter, as in decoding, go through a kernel of our own (native.py), all adapters in one call for a layer; an adapter's many rows,
 as of prompts, are a product each. The slices of a layer (q, k, v; gate, up) lie in one storage. A base whose weights oneDNN has
 packed away has `layer.weight = None`, where vLLM then looks for a device. Norms and activations are in vllm_cpu_layers.py,
-threads beside a job in vllm_cpu_threads.py.
+threads beside a job in vllm_cpu_threads.py, int8 embeddings and their heads in vllm_rows.py.
 Embedding and logits adapters are left to vLLM's code.
 
 Off with LEARND_CPU_LORA=0, on other platforms and, with a warning, under a vLLM that it was not tested with. What an int8 base
-needs to start at all, a device for layers that were packed away, is mended in any case: nothing else is changed by it.
+needs to start at all, a device for layers that were packed away and an embedding that can be read, is mended in any case, the
+second on every platform: nothing else is changed by it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from service.engines import native
 from service.engines.vllm import SWITCH
 from service.engines.vllm_cpu_layers import use_kernels
 from service.engines.vllm_cpu_threads import leave_cores
+from service.engines.vllm_rows import serve_rows
 
 TESTED_VERSIONS = ("0.32.",)
 
@@ -44,6 +46,7 @@ log = logging.getLogger("vllm.learnd_cpu_lora")
 
 def register() -> None:
     """Put the grouped kernels in place of vLLM's; calling it again changes nothing."""
+    serve_rows(has_kernel=False)
     if not current_platform.is_cpu():
         return
     _find_packed_layers()
@@ -55,6 +58,7 @@ def register() -> None:
     kernels = f"{GroupedPunicaWrapper.__module__}.{GroupedPunicaWrapper.__qualname__}"
     type(current_platform).get_punica_wrapper = classmethod(lambda _: kernels)
     use_kernels()
+    serve_rows(has_kernel=True)
     leave_cores()
     for layer in (BaseLinearLayerWithLoRA, MergedColumnParallelLinearWithLoRA):
         _fuse_storage_of(layer)

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import re
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from learners import adapter, calibrate, compressed
@@ -13,9 +15,9 @@ from learners import base as bases
 from learners.base import BaseMissing, adaptable_modules, is_quantized, prepare, preparing
 from learners.calibrate import TooCoarse, quantize
 from learners.quality import Quality
-from learners.quantize import SCHEMES, round_to_nearest
+from learners.quantize import SCHEMES, round_to_nearest, unpack
 
-BOTH = pytest.mark.parametrize("name", SCHEMES)
+EACH = pytest.mark.parametrize("name", SCHEMES)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -25,6 +27,17 @@ def small():
         patch.setattr(calibrate, "LENGTH", 64)
         patch.setattr(calibrate, "SCHEMES", {k: dataclasses.replace(v, max_kl=1e9) for k, v in SCHEMES.items()})
         yield
+
+
+@pytest.fixture
+def tied(model, tokenizer, tmp_path_factory):
+    """The tiny base with a head that is its embedding."""
+    folder = tmp_path_factory.mktemp("tied")
+    model.config.tie_word_embeddings = True
+    model.lm_head.weight = model.model.embed_tokens.weight
+    model.bfloat16().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(params=SCHEMES, scope="module")
@@ -37,9 +50,13 @@ def made(request, base, tmp_path_factory):
 def test_the_checkpoint_is_smaller_and_whole(made, base):
     name, folder, quality = made
     stored = load_file(folder / "model.safetensors")
-    kinds = {"int8": {"weight", "weight_scale"}, "int4": {"weight_packed", "weight_scale", "weight_zero_point", "weight_shape"}}
+    int8, int4 = {"weight", "weight_scale"}, {"weight_packed", "weight_scale", "weight_zero_point", "weight_shape"}
+    kinds = {"int8": int8, "int8-layers": int8, "int4": int4}
     for module in adaptable_modules(base.path):
         assert {key.removeprefix(f"{module}.") for key in stored if key.startswith(f"{module}.")} == kinds[name]
+    rows = {"weight_packed", "weight_scale", "weight_shape"} if name == "int8" else {"weight"}
+    for module in ("model.embed_tokens", "lm_head"):
+        assert {key.removeprefix(f"{module}.") for key in stored if key.startswith(f"{module}.")} == rows
     assert adaptable_modules(folder) == adaptable_modules(base.path)
     assert quality.bytes_quantized < quality.bytes_base
     assert json.loads((folder / "quantization.json").read_text())["kl"] == quality.kl
@@ -49,8 +66,13 @@ def test_the_checkpoint_is_smaller_and_whole(made, base):
 
 @pytest.mark.filterwarnings("ignore")  # the library compiles at import with what torch calls old, and speaks of its own use
 def test_training_loads_what_compressed_tensors_would(made):
-    """Our reading against transformers' own, which decompresses through the library that defines the format."""
-    _, folder, _ = made
+    """Our reading against transformers' own, which decompresses through the library that defines the format.
+
+    But for embeddings, for which transformers has no room: of those, what is packed is the library's in test_quantize.py.
+    """
+    name, folder, _ = made
+    if name == "int8":
+        pytest.skip("transformers cannot load a quantized embedding")
     ours, _ = adapter.load_base(folder, "float32")
     how = CompressedTensorsConfig(dequantize=True)
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=how).state_dict()
@@ -68,7 +90,79 @@ def test_an_adapter_trains_on_it(made):
     assert all(torch.isfinite(p.grad).all() for p in adapter.factors(adapted).values())
 
 
-@BOTH
+def test_a_tied_head_is_stored_once_and_trains_as_it_serves(tied, tmp_path):
+    quality = quantize(tied, tmp_path, "int8")
+    stored = load_file(tmp_path / "model.safetensors")
+    assert not [key for key in stored if key.startswith("lm_head")]
+    assert compressed.scheme_of(tmp_path) == SCHEMES["int8"]
+    described = compressed.config_of(tmp_path)
+    assert described["ignore"] == ["lm_head"], "else the library would take it for one of the layers' modules"
+    assert described["config_groups"]["group_1"]["targets"] == ["Embedding"]
+    model, _ = adapter.load_base(tmp_path, "float32")
+    weight = model.get_input_embeddings().weight
+    assert model.get_output_embeddings().weight is weight
+    rows = unpack(stored["model.embed_tokens.weight_packed"], 8, weight.shape[1]).float()
+    assert torch.equal(weight.cpu(), rows * stored["model.embed_tokens.weight_scale"].float())
+    before = load_file(tied / "model.safetensors")["model.embed_tokens.weight"].float()
+    off = (weight.cpu() - before).abs()
+    assert 0 < off.max() <= 0.51 * stored["model.embed_tokens.weight_scale"].float().max()
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    assert quantize(tied, kept, "int8-layers").bytes_quantized > quality.bytes_quantized
+    assert torch.equal(compressed.read(kept, SCHEMES["int8-layers"], torch.float32)["model.embed_tokens.weight"], before)
+
+
+def test_a_copy_of_a_tied_head_in_the_source_is_left_out(tied, tmp_path):
+    """vLLM would take it for a head of its own, which training does not see."""
+    doubled = tmp_path / "doubled"
+    shutil.copytree(tied, doubled)
+    tensors = load_file(doubled / "model.safetensors")
+    save_file(
+        tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()},
+        doubled / "model.safetensors",
+        {"format": "pt"},
+    )
+    (made := tmp_path / "made").mkdir()
+    quantize(doubled, made, "int8")
+    assert not [key for key in load_file(made / "model.safetensors") if key.startswith("lm_head")]
+
+
+def test_what_has_more_than_one_embedding_is_refused(model, tokenizer, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    loaded = calibrate.AutoModelForCausalLM.from_pretrained
+
+    def with_positions(*arguments, **named):
+        found = loaded(*arguments, **named)
+        found.model.positions = torch.nn.Embedding(4, 32)
+        return found
+
+    monkeypatch.setattr(calibrate.AutoModelForCausalLM, "from_pretrained", with_positions)
+    with pytest.raises(TooCoarse, match=r"one embedding.*'int8-layers'"):
+        quantize(tmp_path / "base", tmp_path, "int8")
+
+
+@pytest.mark.parametrize("extra", ["another group", "a group of four bits"])
+def test_a_checkpoint_that_says_more_is_not_taken_for_ours(base, tmp_path, extra):
+    quantize(base.path, tmp_path, "int8")
+    config = json.loads((tmp_path / "config.json").read_text())
+    groups = config["quantization_config"]["config_groups"]
+    if extra == "another group":
+        groups["group_2"] = groups["group_0"] | {"targets": ["Conv1d"]}
+    else:
+        groups["group_1"]["weights"]["num_bits"] = 4
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert compressed.scheme_of(tmp_path) is None
+
+
+def test_what_was_made_before_embeddings_were_rounded_is_found_as_the_layers_alone(base, tmp_path):
+    """Its folder had the name of int8, and versions belong to it."""
+    made = prepare(str(base.path), tmp_path, quantization="int8-layers")
+    assert re.fullmatch(r"tiny-int8-[0-9a-f]{12}", made.path.name)
+    assert prepare(str(base.path), tmp_path, quantization="int8").path != made.path
+
+
+@EACH
 def test_calibration_keeps_more_of_the_base_than_rounding_to_nearest(base, tmp_path, name):
     kept = {}
     for rounding in (calibrate.gptq, lambda weight, _, scheme: round_to_nearest(weight, scheme)):
@@ -85,7 +179,7 @@ def test_a_base_that_would_stray_is_refused_and_leaves_nothing(base, tmp_path, m
     assert list((tmp_path / "bases").iterdir()) == []
 
 
-@BOTH
+@EACH
 def test_it_is_made_once_and_pinned(base, tmp_path, name):
     told = []
     first = prepare(str(base.path), tmp_path, told.append, quantization=name)

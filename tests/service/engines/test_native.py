@@ -85,13 +85,15 @@ def test_bfloat16_is_rounded_to_the_nearest_and_what_is_no_number_stays_none(ker
 def test_another_source_is_another_library(tmp_path, monkeypatch):
     monkeypatch.setenv("LEARND_CACHE", str(tmp_path))
     compiler = shutil.which("c++")
-    first = native.compiled(compiler)
-    assert native.compiled(compiler) == first
+    first = native.compiled(compiler, native.SOURCE)
+    assert native.compiled(compiler, native.SOURCE) == first
     source = tmp_path / "lora.cpp"
     source.write_text(native.SOURCE.read_text() + "\n// another\n")
     monkeypatch.setattr(native, "SOURCE", source)
-    assert native.compiled(compiler) != first
-    assert len(list((tmp_path / "kernels").iterdir())) == len({first, native.compiled(compiler)})  # and nothing half made
+    assert native.compiled(compiler, native.SOURCE) != first
+    assert len(list((tmp_path / "kernels").iterdir())) == len(
+        {first, native.compiled(compiler, native.SOURCE)}
+    )  # and nothing half made
 
 
 @pytest.mark.parametrize("broken", ["no compiler", "an error in the source", "a compiler that fails"])

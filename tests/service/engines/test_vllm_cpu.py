@@ -14,10 +14,13 @@ from vllm.lora.layers.utils import LoRAMapping
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 
 from service.engines import vllm_cpu, vllm_cpu_layers
 from service.engines.vllm_cpu import FEW_ROWS, GroupedPunicaWrapper, divide, fused, register
+from service.engines.vllm_rows import Int8Rows
 
 SLOTS, RANK, INPUT, WIDTHS, SCALE = 3, 4, 10, (6, 2, 2), 0.5
 IDS = [11, None, 12]
@@ -206,6 +209,8 @@ def platform(monkeypatch):
         monkeypatch.setattr(layer, "create_lora_weights", own_storage)
     for layer in (RMSNorm, SiluAndMul):
         monkeypatch.setattr(layer, "forward_cpu", own_forward)
+    for layer, name in ((CompressedTensorsConfig, "get_quant_method"), (ParallelLMHead, "tie_weights"), (Int8Rows, "has_kernel")):
+        monkeypatch.setattr(layer, name, vars(layer)[name])
     return current_platform
 
 
