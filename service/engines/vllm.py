@@ -17,12 +17,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol, Self
 
+import torch
 from starlette.types import ASGIApp
 
 from learners.base import adaptable_modules
 from learners.precision import fastest
 from replay.records import Message
-from service.errors import ArtifactInvalid, InvalidRequest, NotReady
+from service.errors import ArtifactInvalid, InvalidRequest, NotReady, SettingsError
 from service.settings import Settings
 
 SWITCH = "LEARND_CPU_LORA"
@@ -197,13 +198,22 @@ def numbers_only(generate: Callable[..., AsyncGenerator[Any, None]]) -> Callable
     return checked
 
 
+def _dtype(settings: Settings) -> str:
+    base = settings.base
+    if settings.engine.gpus:
+        return base.dtype
+    if base.dtype == "float32" and base.quantization.startswith("int8") and torch.cpu.get_capabilities().get("amx_int8"):
+        raise SettingsError('base.dtype: vLLM multiplies int8 by bf16 alone on a CPU with AMX: leave it out, or say "bfloat16"')
+    return fastest() if base.dtype == "auto" else base.dtype
+
+
 def arguments(settings: Settings, folder: Path) -> list[str]:
-    """The settings as vLLM's command line has them; `engine.extra_args` come last and win."""
+    """The settings as vLLM's command line has them; `engine.extra_args` come last and win. Raises `SettingsError`."""
     base, engine = settings.base, settings.engine
     options = {
         "model": str(folder),
         "served-model-name": base.served_name,
-        "dtype": fastest() if base.dtype == "auto" and not engine.gpus else base.dtype,
+        "dtype": _dtype(settings),
         "max-model-len": base.max_model_len,
         "max-num-seqs": engine.max_num_seqs,
         "max-loras": base.max_resident,

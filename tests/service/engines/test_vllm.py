@@ -20,7 +20,7 @@ from vllm.v1.metrics.stats import IterationStats, LoRARequestStates, RequestStat
 from learners import adapter
 from learners.encode import encode
 from service.engines.vllm import LOOKS_FOR_NAN, SPARE_ADAPTERS, SWITCH, NoNumbers, VllmEngine, arguments, numbers_only
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, SettingsError
 from service.settings import Settings
 from tests.learners.conftest import byte_tokenizer
 
@@ -58,6 +58,16 @@ def test_a_cpu_computes_as_it_can_and_a_gpu_as_the_base_says(folder, monkeypatch
     monkeypatch.setattr("service.engines.vllm.fastest", lambda: precision)
     assert parsed(folder, engine={"gpus": 0}).dtype == precision
     assert parsed(folder, engine={"gpus": 1}).dtype == "auto"
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int8-layers"])
+def test_int8_in_fp32_is_refused_where_it_would_end_the_engine(folder, monkeypatch, quantization):
+    base = {"quantization": quantization, "dtype": "float32"}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_int8": True})
+    with pytest.raises(SettingsError, match=r"base\.dtype: .*bfloat16"):
+        parsed(folder, base=base, engine={"gpus": 0})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert parsed(folder, base=base, engine={"gpus": 0}).dtype == "float32"
 
 
 def test_adapters_change_layers_and_nothing_else(folder):
