@@ -20,4 +20,4 @@ def test_the_engine_says_what_training_computes():
     found = json.loads(done.stdout.splitlines()[-1])["int8"]
     assert abs(found["base"]["mean"]) <= BOUND
     assert abs(found["random"]["mean"]) <= BOUND
-    assert 0.5 <= found["random"]["applied"] <= 1.5, "left out it is 0, applied twice 2"  # 1.19 here: a few tokens weigh most
+    assert 0.5 <= found["random"]["applied"] <= 1.5, "left out it is 0, applied twice 2"  # 1.05 here: a few tokens weigh most
