@@ -4,6 +4,9 @@ All of the examples together have lost the slice. Each step trains on one half o
 the slice as well, the harmful ones are sought there, and when neither half does, it takes more of them than a half has, and the
 search ends. So whatever is named was itself seen to lose the slice, and at most two jobs are spent on each halving. (The simple
 case of Zeller & Hildebrandt 2002: it follows one half. Where both are harmful the other is found by the next search.)
+
+A job on a handful of examples may lose a slice whichever they are. So before anybody is named as many of the others are tried,
+at most twice, those first that were seen to keep the slice: only where some of them keep it, it is those named that lose it.
 """
 
 from __future__ import annotations
@@ -27,10 +30,17 @@ class Search:
     jobs_left: int
     is_second: bool = False
     """The first half of them keeps the slice: it is the second one's turn."""
+    others: tuple[str, ...] = ()
+    """Those no longer suspected, first the ones that were seen to keep the slice."""
+    control: int = 0
+    """Which control is tried, counted from 1; 0: none yet, the suspects are halved."""
 
     @property
     def half(self) -> tuple[str, ...]:
         """The examples that are tried next."""
+        if self.control:
+            count = len(self.suspects)
+            return self.others[:count] if self.control == 1 else self.others[-count:]
         middle = len(self.suspects) // 2
         return self.suspects[middle:] if self.is_second else self.suspects[:middle]
 
@@ -41,7 +51,7 @@ class Search:
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Search:
         """The inverse of `to_json`."""
-        return cls(**{**body, "suspects": tuple(body["suspects"])})
+        return cls(**{**body, "suspects": tuple(body["suspects"]), "others": tuple(body.get("others", ()))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +70,27 @@ def begin(suspects: Sequence[str], jobs: int) -> Search:
 
 
 def proceed(search: Search, outcome: Outcome) -> Search | End:
-    """Go on from what the half has shown: the next half to try, or the end."""
+    """Go on from what the examples tried have shown: the next ones to try, or the end."""
     left = replace(search, jobs_left=search.jobs_left - 1)
+    if search.control:
+        return _compared(left, outcome)
     if outcome == "unknown":
         return _end(left, "a job came to no verdict")
     if outcome == "loses":
-        return check(replace(left, suspects=search.half, is_second=False))
+        half = search.half
+        rest = tuple(one for one in search.suspects if one not in half)
+        others = rest + search.others if search.is_second else search.others + rest
+        return check(replace(left, suspects=half, is_second=False, others=others))
     if search.is_second:
         return _end(left, "neither half of them does it alone")
     return check(replace(left, is_second=True))
 
 
 def check(search: Search) -> Search | End:
-    """The search itself when it can go on, else its end."""
+    """The search itself when it can go on, else its end; the last job is kept for the control."""
     if len(search.suspects) <= 1:
         return _end(search, "it does it alone")
-    return search if search.jobs_left > 0 else _end(search, "out of jobs")
+    return search if search.jobs_left > 1 else _end(search, "out of jobs")
 
 
 def lost(verdict: Mapping[str, Any] | None) -> str | None:
@@ -94,9 +109,25 @@ def outcome_of(verdict: Mapping[str, Any] | None, name: str) -> Outcome:
 
 NARROW = 4
 """What is named is held when it is at most this part of all: a search that ended early accuses too many."""
+CONTROLS = 2
+"""Of as many others each: in one of them there may be harmful ones too."""
 
 
-def _end(search: Search, why: str) -> End:
-    count, asked = len(search.suspects), search.asked
-    told = f"{count} of {asked} examples lose the slice: {why}"
-    return End("found", search.suspects, told) if count * NARROW <= asked else End("not_found", (), told)
+def _end(search: Search, why: str) -> Search | End:
+    if len(search.suspects) * NARROW > search.asked or len(search.others) < len(search.suspects) or search.jobs_left < 1:
+        return End("not_found", (), f"{_lose(search)}: {why}")
+    return replace(search, control=1)
+
+
+def _compared(search: Search, outcome: Outcome) -> Search | End:
+    if outcome == "keeps":
+        return End("found", search.suspects, f"{_lose(search)}, as many others keep it")
+    if outcome == "unknown":
+        return End("not_found", (), f"{_lose(search)}: a job came to no verdict")
+    if search.control < CONTROLS and search.jobs_left > 0:
+        return replace(search, control=search.control + 1)
+    return End("not_found", (), f"{_lose(search)}, and as many others lose it too: so few may lose it whichever they are")
+
+
+def _lose(search: Search) -> str:
+    return f"{len(search.suspects)} of {search.asked} examples lose the slice"

@@ -31,9 +31,10 @@ def run(loses, suspects=IDS, jobs=100, step=proceed):
 
 def trusting(search, outcome):
     """The wrong variant, which saves a job: what the first half does not do, the second must."""
-    if outcome == "keeps" and not search.is_second:
-        half = search.suspects[len(search.suspects) // 2 :]
-        return bisection.check(Search(half, search.asked, search.jobs_left - 1))
+    if outcome == "keeps" and not search.is_second and not search.control:
+        middle = len(search.suspects) // 2
+        half, others = search.suspects[middle:], search.suspects[:middle] + search.others
+        return bisection.check(Search(half, search.asked, search.jobs_left - 1, others=others))
     return proceed(search, outcome)
 
 
@@ -45,14 +46,32 @@ class TestSearch:
     def test_one_harmful_example_is_named_by_two_jobs_for_each_halving(self, count, data):
         suspects, harmful = IDS[:count], data.draw(st.sampled_from(IDS[:count]))
         found, used = run(lambda half: harmful in half, suspects)
-        assert used <= 2 * math.ceil(math.log2(count))
+        assert used <= 2 * math.ceil(math.log2(count)) + 1
         assert found.named == ((harmful,) if count >= bisection.NARROW else ())
 
     @given(groups)
     def test_of_several_that_each_do_it_one_is_named(self, harmful):
-        found, _ = run(lambda half: bool(harmful & set(half)))
-        assert len(found.named) == 1
+        tried = []
+        found, _ = run(lambda half: tried.append(half) or bool(harmful & set(half)))
         assert set(found.named) <= harmful
+        controls = tried[-bisection.CONTROLS :]
+        assert len(found.named) == 1 or all(set(control) <= harmful for control in controls)
+
+    @given(st.integers(1, 16))
+    def test_where_so_few_lose_it_whichever_they_are_nobody_is_named(self, innocent):
+        """A handful loses the slice by being a handful; of more, sixteen harmful ones. Without a control the first is accused."""
+
+        def loses(half):
+            return len(half) <= 16 or len(set(half) - set(IDS[:innocent])) >= 16
+
+        def uncontrolled(search, outcome):
+            found = proceed(search, outcome)
+            return End("found", found.suspects, "") if isinstance(found, Search) and found.control else found
+
+        found, _ = run(loses)
+        assert found.named == ()
+        assert found.reason.endswith("whichever they are")
+        assert run(loses, step=uncontrolled)[0].named == IDS[:1]
 
     @given(groups)
     def test_whatever_is_named_loses_the_slice_by_itself(self, harmful):
@@ -77,11 +96,12 @@ class TestSearch:
 
     def test_a_job_without_a_verdict_ends_it(self):
         assert proceed(bisection.begin(IDS, 9), "unknown").outcome == "not_found"
-        narrow = Search(IDS[:4], 64, 9)
-        assert proceed(narrow, "unknown").named == IDS[:4]  # known to lose it from before
+        narrow = proceed(Search(IDS[:4], 64, 9, others=IDS[4:]), "unknown")
+        assert proceed(narrow, "keeps").named == IDS[:4]  # known to lose it from before
+        assert proceed(narrow, "unknown").named == ()
 
     def test_it_is_stored_and_read_back(self):
-        search = Search(IDS[:5], 64, 3, is_second=True)
+        search = Search(IDS[:5], 64, 3, is_second=True, others=IDS[5:9])
         assert Search.from_json(json.loads(json.dumps(search.to_json()))) == search
         assert search.half == IDS[2:5]
 
