@@ -21,14 +21,17 @@ VOCABULARY, WIDTH = 100, 48
 INT8 = SCHEMES["int8"]
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 IDS = torch.tensor([[0, 99, 7], [7, 64, 1]])
+MENDED = ((CompressedTensorsConfig, "get_quant_method"), (ParallelLMHead, "tie_weights"), (Int8Rows, "has_kernel"))
+AS_IT_IS = [(kind, name, vars(kind)[name]) for kind, name in MENDED]
+"""Taken before any test runs: other files' tests register the plug-in in this process."""
 
 
 @pytest.fixture(autouse=True)
 def vllm_as_it_is(monkeypatch):
-    """What is mended is put back; and vLLM's group of this one process, which its parameters ask for."""
+    """Nothing is mended, and afterwards all is as it was; and vLLM's group of this one process, which its parameters ask for."""
     monkeypatch.setattr(parallel_state, "_TP", SimpleNamespace(rank_in_group=0, world_size=1))
-    for kind, name in ((CompressedTensorsConfig, "get_quant_method"), (ParallelLMHead, "tie_weights"), (Int8Rows, "has_kernel")):
-        monkeypatch.setattr(kind, name, vars(kind)[name])
+    for kind, name, method in AS_IT_IS:
+        monkeypatch.setattr(kind, name, method)
 
 
 @pytest.fixture(params=["kernel", "switched off", "no AMX"])
