@@ -13,6 +13,8 @@
 #include <cstring>
 #include <vector>
 
+#include "vectors.h"
+
 #ifdef __AMX_INT8__
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -20,20 +22,13 @@
 
 namespace {
 
-constexpr int LANES = 16, TILE = 64, TOGETHER = 8, TILES = 4;  // of 32 bits; bytes in a tile's row; rows of x; tiles of W
+constexpr int TILE = 64, TOGETHER = 8, TILES = 4;  // bytes in a tile's row; rows of x; tiles of W
 constexpr int WORD = 4, FEW_ROWS = 64;  // inputs side by side; to look up without waking another thread
 constexpr float FINER = 254;
 constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // of arch_prctl
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-typedef float Floats __attribute__((vector_size(4 * LANES)));
-typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
-typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
 inline int64_t whole(int64_t inputs) { return (inputs + TILE - 1) / TILE * TILE; }
-
-struct BFloat {  // the upper half of a float
-  uint16_t bits;
-};
 
 inline float wide(float value) { return value; }
 
@@ -49,15 +44,6 @@ inline Vector load(const T* from) {
   Vector values;
   std::memcpy(&values, from, sizeof values);
   return values;
-}
-
-inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
-
-inline void store(BFloat* to, Floats values) {  // to the nearest, ties to even; a NaN stays one
-  const Words words = (Words)values;
-  const Words rounded = (words + 0x7fff + ((words >> 16) & 1)) >> 16;
-  const Halves halves = __builtin_convertvector(values == values ? rounded : Words{} + 0x7fc0, Halves);
-  std::memcpy(to, &halves, sizeof halves);
 }
 
 // GCC does not know that tiles are loaded from memory: what was written there is to be there.

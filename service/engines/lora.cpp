@@ -9,18 +9,12 @@
 #include <type_traits>
 #include <vector>
 
+#include "vectors.h"
+
 namespace {
 
-constexpr int LANES = 16;
 constexpr int TILE = 4;                   // rows of A that are gone through together
 constexpr int BYTES_A_THREAD = 16 << 10;  // of factors; for fewer, another thread costs more than it saves
-typedef float Floats __attribute__((vector_size(4 * LANES)));
-typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
-typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
-
-struct BFloat {  // the upper half of a float
-  uint16_t bits;
-};
 
 inline Floats load(const float* from) {
   Floats values;
@@ -32,15 +26,6 @@ inline Floats load(const BFloat* from) {
   Halves halves;
   std::memcpy(&halves, from, sizeof halves);
   return (Floats)(__builtin_convertvector(halves, Words) << 16);
-}
-
-inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
-
-inline void store(BFloat* to, Floats values) {  // to the nearest, ties to even; a NaN stays one
-  const Words words = (Words)values;
-  const Words rounded = (words + 0x7fff + ((words >> 16) & 1)) >> 16;
-  const Halves halves = __builtin_convertvector(values == values ? rounded : Words{} + 0x7fc0, Halves);
-  std::memcpy(to, &halves, sizeof halves);
 }
 
 template <typename T>

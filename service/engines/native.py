@@ -25,6 +25,7 @@ import torch
 from learners.base import cache_folder
 
 SOURCE = Path(__file__).with_name("lora.cpp")
+SHARED = Path(__file__).with_name("vectors.h")
 FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-fopenmp", "-shared", "-fPIC")
 COMPILER_SECONDS = 120
 FUNCTIONS = {torch.bfloat16: "add_lora_bfloat16", torch.float32: "add_lora_float32"}
@@ -116,13 +117,14 @@ def loaded(source: Path) -> ctypes.CDLL | None:
 def compiled(compiler: str, source: Path) -> Path:
     """The library's path: by what it was made of, so that another source, compiler or processor has another."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=COMPILER_SECONDS).stdout
-    made_of = hashlib.sha256(b"\0".join((source.read_bytes(), version, _processor(), " ".join(FLAGS).encode())))
+    read = source.read_bytes(), SHARED.read_bytes()
+    made_of = hashlib.sha256(b"\0".join((*read, version, _processor(), " ".join(FLAGS).encode())))
     library = cache_folder() / "kernels" / f"{source.stem}-{made_of.hexdigest()[:16]}.so"
     if not library.exists():
         library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             made = Path(folder) / library.name
-            command: list[Any] = [compiler, *FLAGS, source, "-o", made]
+            command: list[Any] = [compiler, *FLAGS, f"-I{SHARED.parent}", source, "-o", made]
             subprocess.run(command, capture_output=True, check=True, text=True, timeout=COMPILER_SECONDS)
             made.replace(library)  # whole or not at all: several replicas may be at it
     return library

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from vllm.config import get_current_vllm_config
-from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_embedding import (
     CompressedTensorsEmbeddingWNA16Int,
@@ -63,13 +62,13 @@ def is_int8_rows(scheme: Mapping[str, Any]) -> bool:
 
 
 class Int8Rows(CompressedTensorsEmbeddingWNA16Int):  # type: ignore[misc] # vLLM is untyped
-    """How such a layer's weights are loaded; once they are, another method serves it."""
+    """Loads such a layer's weights and serves them by the kernel, as its `rows`; without one, vLLM's own method serves."""
 
     has_kernel = False
     """Whether our own kernel may serve."""
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Put what serves in place of what was read."""
+        """Put what serves in place of what was read: integers for the kernel, or the weight."""
         packed, scale, dtype = layer.weight_packed.data, layer.weight_scale.data, layer.params_dtype
         integers = (packed.view(torch.uint8) ^ 128).view(torch.int8)[:, : layer.hidden_size]
         for name in ("weight_packed", "weight_scale", "weight_shape"):
@@ -77,19 +76,10 @@ class Int8Rows(CompressedTensorsEmbeddingWNA16Int):  # type: ignore[misc] # vLLM
         library = native_head.load() if self.has_kernel and dtype in native_head.PRODUCTS else None
         if library is not None and len(integers) % native_head.BLOCK == 0:
             layer.rows = native_head.Rows(library, integers, scale, dtype)
-            layer.quant_method = PackedRows()
             return
         layer.weight = torch.nn.Parameter(dequantized(integers, scale, dtype), requires_grad=False)
         layer.quant_method = UnquantizedEmbeddingMethod()
         layer.quant_method.process_weights_after_loading(layer)
-
-
-class PackedRows(QuantizeMethodBase):  # type: ignore[misc] # vLLM is untyped
-    """Serves what `Int8Rows` has loaded by the kernel; the layer's `rows` are the kernel's."""
-
-    def create_weights(self, layer: Any, *weight_args: Any, **extra_weight_attrs: Any) -> None:
-        """Weights come by `Int8Rows`."""
-        raise NotImplementedError
 
     def embedding(self, layer: Any, input_: torch.Tensor) -> torch.Tensor:
         """The rows of these token ids: (*ids, inputs)."""

@@ -14,7 +14,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from learners import compressed
 from learners.quantize import SCHEMES, round_to_nearest
 from service.engines import native_head, vllm_rows
-from service.engines.vllm_rows import Int8Rows, PackedRows, serve_rows
+from service.engines.vllm_rows import Int8Rows, serve_rows
 
 VOCABULARY, WIDTH = 100, 48
 """Not whole blocks: vLLM pads the first to 128, the kernel the second to 64."""
@@ -78,7 +78,7 @@ def test_a_tied_embedding_looks_up_and_multiplies(way, dtype):
     head = made(ParallelLMHead, quantization, dtype).tie_weights(layer)
     filled(layer, rows)
     is_packed = way == "kernel" and dtype in native_head.PRODUCTS
-    assert isinstance(head.quant_method, PackedRows if is_packed else UnquantizedEmbeddingMethod)
+    assert isinstance(head.quant_method, Int8Rows if is_packed else UnquantizedEmbeddingMethod)
     assert torch.equal(layer(IDS), rows.dequantized()[IDS].to(dtype))
     x = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(1)).to(dtype)
     logits = head.quant_method.apply(head, x)
