@@ -34,6 +34,7 @@ def test_a_port_of_somebody_else_is_refused_after_a_while(tmp_path):
     daemon = Daemon(tmp_path)
     with socket.create_server(("127.0.0.1", daemon.port)), pytest.raises(AssertionError, match=r"choose another http\.port"):
         daemon.start()
+    assert "waiting up to" in daemon.log.read_text()
 
 
 def test_a_daemon_killed_alone_is_followed_at_once(tmp_path):
@@ -45,5 +46,4 @@ def test_a_daemon_killed_alone_is_followed_at_once(tmp_path):
     daemon.start(wait="/health", seconds=120)  # the killed one's children answer this, as long as they live
     wait_for(lambda: daemon.log.read_text().count("weights") == 2, 120, daemon.tail)
     daemon.wait("/health", 60)
-    assert "waiting up to" in daemon.log.read_text()
     assert daemon.stop(signal.SIGTERM) == 0
