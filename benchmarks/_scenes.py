@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
-from _desk import LESSONS, Desk, Reply
+from _desk import CLIENTS, LESSONS, Desk, Reply
 
 MOST_FAILING, LONGEST_AFTER_SECONDS = 20, 2.0
 """Replies of the failing candidate, and seconds from a verdict to the last reply of a bad one, at most."""
@@ -121,6 +121,17 @@ async def failing(desk: Desk) -> Finding:
     return found if found.met <= MOST_FAILING else replace(found, is_as_it_should=False)
 
 
+async def deadly(desk: Desk) -> Finding:
+    """A candidate under whose replies a replica's engine dies is rolled back at once; who asks later is answered by the other."""
+    began = time.monotonic()
+    async with desk.open():
+        await desk.teach("colour", lambda _: "red", 10_000)
+        await desk.until(lambda told: told["trials"].get("rolled_back", 0) > 0)
+        await asyncio.sleep(10)
+    found = await _found("deadly", desk, 0, began, lambda told: told["reason"].startswith("engine_crash"))
+    return found if found.planted <= CLIENTS else replace(found, is_as_it_should=False)
+
+
 SCENES: dict[str, tuple[str, Callable[[Desk], Awaitable[Finding]]]] = {
     "good": ("desk", good),
     "shuffled": ("desk", shuffled),
@@ -129,6 +140,7 @@ SCENES: dict[str, tuple[str, Callable[[Desk], Awaitable[Finding]]]] = {
     "poisoned": ("ward", poisoned),
     "decayed": ("firm", decayed),
     "failing": ("help", failing),
+    "deadly": ("risk", deadly),
 }
 """Each with its line."""
 
@@ -160,7 +172,8 @@ async def _found(scene: str, desk: Desk, first: int, began: float, is_well: Call
     is_out, replies = trial["state"] in {"rolled_back", "rejected"}, desk.replies[first:]
     met = [reply for reply in replies if reply.version == candidate and (is_out or reply.at <= decided)]
     after = max(reply.at - decided for reply in met) if is_out and met else None
-    planted = sum(reply.status == httpx.codes.INTERNAL_SERVER_ERROR and scene == "failing" for reply in met)
+    hit = {"failing": met, "deadly": replies}.get(scene, [])  # an engine's death takes the champion's replies with it
+    planted = sum(reply.status == httpx.codes.INTERNAL_SERVER_ERROR for reply in hit)
     failed = _failed(replies) - planted
     is_quick = after is None or after <= LONGEST_AFTER_SECONDS
     return Finding(

@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 from _load import LONG, REPLY_TOKENS
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from replay.records import Interaction
 from service.door import KeeperDoor
@@ -47,7 +47,17 @@ USAGE = _event(choices=[], usage={"prompt_tokens": 110, "completion_tokens": REP
 CHUNKS = [*[WORD] * REPLY_TOKENS, USAGE, b"data: [DONE]\n\n"]
 
 
-async def engine(_: Scope, receive: Receive, send: Send) -> None:
+class Engine:
+    """One that is always well."""
+
+    is_dead = False
+
+    @property
+    def app(self) -> ASGIApp:
+        return stream
+
+
+async def stream(_: Scope, receive: Receive, send: Send) -> None:
     """A stream as vLLM writes it, at once."""
     await receive()
     await send(
@@ -99,8 +109,8 @@ async def cost(app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> float:
 
 
 async def measure(is_profiled: bool) -> dict[str, float]:
-    gateway = Gateway(engine, Holder(), Keeper(), Settings())
-    through, direct = await cost(gateway), await cost(engine)
+    gateway = Gateway(Engine(), Holder(), Keeper(), Settings())
+    through, direct = await cost(gateway), await cost(stream)
     if is_profiled:
         with cProfile.Profile() as profile:
             for _ in range(REQUESTS * 10):

@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 from _desk import Desk
-from _faults import FAILING
+from _faults import DEADLY, FAILING
 from _scenes import SCENES, Finding
 from _servers import Server
 from rich.console import Console
@@ -41,7 +41,7 @@ max_resident = 20
 replicas = {replicas}
 max_num_seqs = 16
 kv_cache_gib = 0.5
-extra_args = ["--middleware=_faults.EveryOther"]
+extra_args = ["--middleware=_faults.EveryOther", "--middleware=_faults.Deadly"]
 [feedback.metrics.thumb]
 type = "boolean"
 window_seconds = 5
@@ -89,6 +89,7 @@ LINES: dict[str, dict[str, Any]] = {
     "ward": {"learning": "learning_rate = 1e-3\nreplay_ratio = 0.25", "gate": "max_loss = 0.2\nbisect = true", "rollout": ""},
     "firm": {**BLIND, "rollout": "anchor.holdback = 0.2\nanchor.alarm = 100\nanchor.revert = 1000\nanchor.reverts = true"},
     "help": BLIND,
+    "risk": BLIND,
 }
 """What each line is told."""
 
@@ -120,7 +121,7 @@ def _daemon(folder: Path, replicas: int) -> Server:
     )
     path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH", ""))))
     command = [sys.executable, "-m", "service.cli", "serve", "--config", str(config)]
-    return Server("learnd", folder, command, "/ready", port, PYTHONPATH=path, **{FAILING: "help@v1"})
+    return Server("learnd", folder, command, "/ready", port, PYTHONPATH=path, **{FAILING: "help@v1", DEADLY: "risk@v1"})
 
 
 async def play(daemon: Server, scenes: Sequence[str], console: Console) -> list[Finding]:

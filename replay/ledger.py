@@ -32,7 +32,7 @@ from replay.examples import (
     waiting,
 )
 from replay.intake import FeedbackConflict, chunks, give, give_all, interaction, record
-from replay.outcomes import UnitOutcome, exposed_twice, feedback_of, last_heard, outcomes, recent_failures
+from replay.outcomes import UnitOutcome, crashes, exposed_twice, feedback_of, last_heard, outcomes, recent_failures
 from replay.records import Feedback, FeedbackStatus
 from replay.tables import metadata
 
@@ -46,6 +46,7 @@ __all__ = [
     "Waiting",
     "consume",
     "counts",
+    "crashes",
     "create",
     "expire",
     "exposed_twice",

@@ -26,6 +26,9 @@ SILENCE = 0.5
 FAILURE = 0.0
 """The reward of a reply that nobody judged, and of one that the server failed to give."""
 
+ENGINE_DEAD = "engine_dead"
+"""The `error` of a reply that was under way when the engine died."""
+
 Reward = Callable[[FeedbackValue], float]
 Arms = tuple[Arm, Arm]
 TRIAL: Arms = (Arm.CANDIDATE, Arm.CONTROL)
@@ -117,6 +120,13 @@ def recent_failures(conn: Connection, trial: str, arm: Arm, last: int) -> int:
     """Count the failed replies among the `last` ones of an arm: the evidence of a burst, which waits for no window."""
     query = select(interaction.c.error).where(interaction.c.trial == trial, interaction.c.arm == arm)
     return sum(is_failure(error) for error in conn.scalars(query.order_by(interaction.c.seq.desc()).limit(last)))
+
+
+def crashes(conn: Connection, trial: str, arm: Arm) -> int:
+    """Count an arm's replies that were under way when an engine died: whose fault it was, nobody can say of one such death."""
+    of = interaction.c
+    query = select(func.count()).where(of.trial == trial, of.arm == arm, of.error == ENGINE_DEAD)
+    return conn.scalar(query) or 0
 
 
 def exposed_twice(conn: Connection, trial: str, since: float = 0.0) -> int:

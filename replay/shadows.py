@@ -32,7 +32,7 @@ from sqlalchemy import (
 
 from replay.examples import State
 from replay.guard import Standing
-from replay.outcomes import is_failure
+from replay.outcomes import ENGINE_DEAD, is_failure
 from replay.records import Message
 from replay.tables import example, interaction, metadata, vote
 
@@ -209,6 +209,11 @@ def recent_failures(conn: Connection, trial: str, last: int) -> int:
     """Count the failed ones among the `last` shadow replies."""
     query = select(shadow.c.error).where(shadow.c.trial == trial).order_by(shadow.c.seq.desc()).limit(last)
     return sum(map(is_failure, conn.scalars(query)))
+
+
+def crashes(conn: Connection, trial: str) -> int:
+    """Count the shadow replies that were under way when an engine died."""
+    return conn.scalar(select(func.count()).where(shadow.c.trial == trial, shadow.c.error == ENGINE_DEAD)) or 0
 
 
 def hush(conn: Connection, trial: str) -> None:

@@ -62,6 +62,7 @@ def tally(conn: Connection, trial: Trial) -> ShadowTally:
         failed=counted.failed,
         recent_failures=shadows.recent_failures(conn, trial.id, trial.policy.error_window),
         not_finite=counted.not_finite,
+        crashes=shadows.crashes(conn, trial.id),
         compared=tuple((kind, shadow.differences(compared[kind])) for kind in sorted(compared)),
     )
 

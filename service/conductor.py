@@ -231,6 +231,7 @@ class Conductor:
             outcomes=tuple(units),
             window_seconds=metric.window_seconds,
             failures=ledger.recent_failures(conn, known, Arm.CANDIDATE, policy.error_window) if has_traffic else 0,
+            crashes=ledger.crashes(conn, known, Arm.CANDIDATE) if has_traffic else 0,
             promotions=trials.promotions(conn, trial.line),
             last=trials.last_look(conn, trial.id),
             exposed_twice=ledger.exposed_twice(conn, known, trial.resumed_at) if has_traffic else 0,

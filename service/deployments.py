@@ -195,7 +195,7 @@ class EngineReplica:
         self._residency = Residency(self._engine, keeper, replica, base_name=name, validate=validate, notes=notes)
         await self._residency.start()
         self._shadower = Shadower(self._engine, self._residency, keeper, replica)
-        self._gateway = Gateway(self._engine.app, self._residency, keeper, settings, shadower=self._shadower)
+        self._gateway = Gateway(self._engine, self._residency, keeper, settings, shadower=self._shadower)
         self._loop = asyncio.create_task(self._residency.run())
         self._shadows = asyncio.create_task(self._shadower.run())
 

@@ -19,6 +19,7 @@ import structlog
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from replay.outcomes import ENGINE_DEAD, is_failure
 from replay.records import Interaction
 from replay.records import Message as ChatMessage
 from service import form
@@ -128,11 +129,13 @@ class Said:
 class Exchange:
     """One request at the engine and its reply, recorded once, however it ends."""
 
-    def __init__(self, asked: Asked, recorder: Recorder, deadlines: Deadlines, clock: Clock) -> None:
+    def __init__(self, asked: Asked, recorder: Recorder, deadlines: Deadlines, clock: Clock, is_dead: Callable[[], bool]) -> None:
+        """`is_dead` tells of the engine whether it has died."""
         self._asked = asked
         self._recorder = recorder
         self._deadlines = deadlines
         self._clock = clock
+        self._is_dead = is_dead
         self._tap = Tap(hides_usage=asked.hides_usage)
         self.recorded: Interaction | None = None
         """What the recorder was given; None until then, and when the client or the engine broke it off."""
@@ -248,6 +251,8 @@ class Exchange:
     def _interaction(self, error: str | None) -> Interaction:
         asked, tap = self._asked, self._tap
         failure, words = self._left or tap.error or error, tap.words
+        if is_failure(failure) and self._is_dead():
+            failure = ENGINE_DEAD
         return Interaction(
             id=tap.id or f"request-{uuid.uuid4().hex}",
             line=asked.choice.line,

@@ -20,7 +20,7 @@ from service import asking, form
 from service.api.auth import Keyring
 from service.api.errors import respond
 from service.door import KeeperDoor
-from service.errors import LearndError, NotFound, TooLarge
+from service.errors import LearndError, NotFound, NotReady, TooLarge
 from service.exchange import Asked, Clock, Exchange, Said
 from service.logs import RequestId
 from service.recorder import Recorder
@@ -47,12 +47,26 @@ class Holder(Protocol):
         ...
 
 
+class Answering(Protocol):
+    """What the gateway needs of an engine."""
+
+    @property
+    def app(self) -> ASGIApp:
+        """Its own OpenAI server."""
+        ...
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it can never answer again."""
+        ...
+
+
 class Gateway:
     """The ASGI app of an engine replica."""
 
     def __init__(
         self,
-        app: ASGIApp,
+        engine: Answering,
         residency: Holder,
         keeper: KeeperDoor,
         settings: Settings,
@@ -60,7 +74,8 @@ class Gateway:
         clock: Clock | None = None,
         shadower: Shadower | None = None,
     ) -> None:
-        self._app = app
+        self._engine = engine
+        self._app = engine.app
         self._shadower = shadower
         self._residency = residency
         self._base = settings.base.served_name
@@ -129,8 +144,10 @@ class Gateway:
         if not raw:
             await self._app(scope, Said(raw, receive).receive, send)
             return
+        if self._engine.is_dead:  # what is asked of it now is no version's failure
+            raise NotReady("this replica's engine has died and is being replaced: repeat the request in a moment")
         asked = self._understand(scope, raw, principal)
-        exchange = Exchange(asked, self._recorder, self._deadlines, self._clock)
+        exchange = Exchange(asked, self._recorder, self._deadlines, self._clock, lambda: self._engine.is_dead)
         with self._residency.hold(asked.choice.version), self._traffic():  # nothing awaits between the choice and the hold
             await exchange.run(self._app, scope, receive, send)
         if self._shadower is not None and exchange.recorded is not None:

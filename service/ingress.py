@@ -27,16 +27,19 @@ REPEATABLE_BYTES = 131_072
 BLOCK = 200
 """A daemon's ports: four fixed ones, then one for each replica; those of replicas that have left rest for some seconds."""
 
+RETRIED = "conn-failure empty-response 503"
+"""When HAProxy asks another replica, or the same one again."""
 WRAPPER = """#!/bin/sh
 # Narrow `bind :PORT` and `bind *:PORT` (statistics, metrics) to loopback. Let no request meet a connection that has died with its
 # replica: a new one that is refused goes to another replica, and so does a question whose replica dies before a word of its
-# reply. Feedback is not asked twice: it may have been stored. Then become HAProxy, which ends with who started it.
+# reply, or has no engine left (503). Feedback is not asked twice: it may have been stored. Then become HAProxy, which ends with
+# who started it.
 previous=
 for argument in "$@"; do
   if [ "$previous" = -f ] && [ -f "$argument" ]; then
     sed -i -E 's/^([[:space:]]*bind )\\*?:/\\1127.0.0.1:/' "$argument"
     sed -i 's/http-reuse always/option http-server-close/' "$argument"
-    sed -i 's/^backend http-engine$/&\\n    option http-buffer-request\\n    retry-on conn-failure empty-response/' "$argument"
+    sed -i 's/^backend http-engine$/&\\n    option http-buffer-request\\n    retry-on {retried}/' "$argument"
   fi
   previous=$argument
 done
@@ -85,7 +88,7 @@ def environment(folder: Path, first_port: int) -> dict[str, str]:
     if binary is None:
         return {}
     wrapper = folder / "haproxy"
-    wrapper.write_text(WRAPPER.format(binary=binary))
+    wrapper.write_text(WRAPPER.format(binary=binary, retried=RETRIED))
     wrapper.chmod(0o700)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",

@@ -23,6 +23,11 @@ class Engine(Protocol):
         """The engine's own OpenAI server; it takes resident names in `model`."""
         ...
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether it can never answer again; known at once, without asking it."""
+        ...
+
     async def load(self, name: str, path: Path, int_id: int) -> None:
         """Make the adapter in `path` resident under `name`; a name that is resident stays as it is.
 

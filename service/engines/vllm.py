@@ -114,6 +114,11 @@ class VllmEngine:
         """The FastAPI app that vLLM builds."""
         return self._app  # type: ignore[no-any-return] # vLLM is untyped
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether vLLM has lost its core."""
+        return bool(self._client.errored)
+
     async def load(self, name: str, path: Path, int_id: int) -> None:
         """Load the adapter in `path`; vLLM reads and checks it before it evicts anything."""
         if name in self._adapters:

@@ -50,6 +50,8 @@ class Look:
     """The metric's: an answer that takes longer is not waited for when the split of the units is tested."""
     failures: int = 0
     """Failed replies of the candidate among its latest."""
+    crashes: int = 0
+    """Replies of the candidate that were under way when an engine died."""
     promotions: int = 0
     """Of the line, by evidence, so far."""
     last: Evidence | None = None
@@ -110,6 +112,7 @@ def facts(trial: Trial, look: Look) -> Facts:
         is_settled=all(r.number >= look.desired or trial.candidate not in r.resident for r in look.replicas),
         serving_since=look.serving_since,
         failures=look.failures,
+        crashes=look.crashes,
         promotions=look.promotions,
         tally=count(look.outcomes, trial.compared_since, settled_at, trial.policy.guardrails, trial.trusted_from),
         exposed_twice=look.exposed_twice,
@@ -200,6 +203,8 @@ def _alarm(trial: Trial, seen: Facts, evidence: Evidence) -> Move | None:
     """What takes a candidate out of the traffic, whatever speaks for it."""
     if seen.refusal:
         return Move(Stage.ROLLING_BACK, seen.refusal)
+    if seen.crashes:
+        return Move(Stage.ROLLING_BACK, f"engine_crash: the engine died under {seen.crashes} of its replies")
     if seen.failures >= trial.policy.error_burst:
         return Move(Stage.ROLLING_BACK, f"error_burst: {seen.failures} of its last {trial.policy.error_window} replies failed")
     what = harmed(evidence)

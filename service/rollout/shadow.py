@@ -35,6 +35,8 @@ class ShadowTally:
     recent_failures: int = 0
     """Among the latest `error_window`."""
     not_finite: int = 0
+    crashes: int = 0
+    """Replies that were under way when an engine died."""
     compared: tuple[tuple[str, Differences], ...] = ()
     """By kind of good reply: each difference in [-1, 1], and how often it occurred."""
 
@@ -70,6 +72,8 @@ def alarm(policy: Rollout, tally: ShadowTally) -> str | None:
     """Why the candidate is to be rejected before it has answered anybody, if it is."""
     if tally.not_finite:
         return f"shadow_not_finite: {tally.not_finite} of its scores are no numbers"
+    if tally.crashes:
+        return f"engine_crash: the engine died under {tally.crashes} of its shadow replies"
     if tally.recent_failures >= policy.error_burst:
         return f"shadow_failures: {tally.recent_failures} of its last {policy.error_window} shadow replies failed"
     found, limit = harms(policy.shadow, tally), harm_at(policy.shadow)

@@ -64,6 +64,8 @@ class Facts:
     """Each live replica has proven the champion before, so that going back waits for no load."""
     shadow: ShadowTally | None = None
     """Where the candidate is in the shadow."""
+    crashes: int = 0
+    """Replies of the candidate that were under way when an engine died."""
 
 
 def weigh(trial: Trial, seen: Facts) -> Evidence:

@@ -109,6 +109,13 @@ def test_units_come_in_the_order_of_their_first_answer(trial):
     assert [o.unit for o in trial.look(now=1e9)] == ["quick", "slow"]
 
 
+def test_a_death_of_the_engine_is_known_by_the_replies_that_were_under_way(trial, conn):
+    for i, error in enumerate(["engine_dead", None, "http_500", "engine_dead"]):
+        trial.ask(f"a{i}", "u1", at=float(i), error=error)
+    assert ledger.crashes(conn, "t1", Arm.CANDIDATE) == 2
+    assert ledger.crashes(conn, "t1", Arm.CONTROL) == ledger.crashes(conn, "t2", Arm.CANDIDATE) == 0
+
+
 def test_recent_failures_are_the_servers_among_the_last(trial, conn):
     errors = ["timeout", None, "http_400", "client_disconnected", "http_504", "engine_error"]
     for i, error in enumerate(errors):

@@ -132,13 +132,12 @@ def test_one_comparison_of_each_unit_and_kind_the_first(served):
 
 
 def test_failures_are_counted_and_scores_that_are_no_numbers(served):
-    shadows.record(
-        served, [shadow(f"b{i}", error=error) for i, error in enumerate(["timeout", None, "engine_error", "http_400"])]
-    )
+    shadows.record(served, [shadow(f"b{i}", error=error) for i, error in enumerate(["timeout", None, "engine_dead", "http_400"])])
     shadows.score(served, [score("a1", error=shadows.NOT_FINITE), score("a2", error=shadows.UNSCORABLE)])
     counted = shadows.counts(served, TRIAL)
     assert (counted.replies, counted.failed, counted.not_finite) == (6, 2, 1)
     assert [shadows.recent_failures(served, TRIAL, last) for last in (1, 2, 4)] == [0, 1, 2]
+    assert (shadows.crashes(served, TRIAL), shadows.crashes(served, "another")) == (1, 0)
     assert shadows.compared(served, TRIAL) == {}
 
 

@@ -45,7 +45,7 @@ def write_version(folder, name: str, int_id: int, shift: float = 0.5, told: floa
 class FakeEngine:
     """An `Engine` whose app speaks as vLLM does, chat and completions, whole and streamed.
 
-    What the last message says decides: `explode` raises, `break` raises half-way in a stream, `wait` answers once `go` is set.
+    What the last message says decides: `explode` raises, `kill` ends the engine, `break` raises half-way in a stream, `wait` answers once `go` is set.
     """
 
     def __init__(self) -> None:
@@ -126,6 +126,9 @@ class FakeEngine:
             await self.go.wait()
         if asked == "explode" or body["model"] in self.failing:
             raise RuntimeError("the engine has exploded")
+        if asked == "kill":
+            self.is_dead = True
+            raise RuntimeError("the engine's process has ended")
         if asked == "wait":
             await _first(self.go.wait(), _gone(request))
         words = [f"{body['model']} ", "says ", str(self.shifts.get(body["model"], 0))]
@@ -148,6 +151,9 @@ class FakeEngine:
             if asked == "say error":
                 yield _event({"error": {"message": "out of memory", "code": 500}})
                 break
+            if asked == "kill between":
+                self.is_dead = True
+                raise RuntimeError("the engine's process has ended")
             if asked == "wait between":
                 await self.go.wait()
         if usage:

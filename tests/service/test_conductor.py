@@ -253,6 +253,12 @@ class TestFromFeedbackToChampion:
         world.demonstrate(40)
         assert ended(world, customers=4).reason.startswith("error_burst")
 
+    def test_an_engine_that_dies_under_its_first_reply_rolls_back_at_once(self, world):
+        world.failing, world.failure = {"desk@v1"}, "engine_dead"
+        world.demonstrate(40)
+        last = ended(world, customers=1)
+        assert (last.stage, last.reason) == (Stage.ROLLED_BACK, "engine_crash: the engine died under 1 of its replies")
+
     @pytest.mark.parametrize("kind", ["refusal", "error"])
     def test_a_candidate_that_refuses_is_rolled_back_where_a_guardrail_listens(self, make, kind):
         world = make(rules(guardrails={"it": {"kind": kind, "margin": 0.1}}))

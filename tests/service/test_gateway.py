@@ -66,7 +66,7 @@ class Replica:
         ticks = itertools.count(100)
         clock = clock or Clock(lambda: float(next(ticks)), lambda: float(next(ticks)))
         settings = Settings(data_dir=tmp_path, **(SETTINGS | settings))
-        self.gateway = Gateway(self.engine.app, self.residency, self.keeper, settings, clock=clock)
+        self.gateway = Gateway(self.engine, self.residency, self.keeper, settings, clock=clock)
 
     def client(self, body, path=CHAT, method="POST", **headers):
         return Client(self.gateway, method, path, body, **headers)
@@ -224,6 +224,38 @@ async def test_an_engine_that_raises_is_answered_for(replica):
     reply = await replica.ask(text="explode")
     assert reply.status == 500
     assert [said.error for said in await replica.stored()] == ["http_500"]
+
+
+async def test_replies_that_were_under_way_when_the_engine_died_say_so_and_what_comes_later_is_nobody_s_failure(replica):
+    under_way = asyncio.create_task(replica.ask("support@v2", "wait between", stream=True))
+    await settle(lambda: replica.engine.bodies)
+    failed = await replica.ask("support@v1", "explode")
+    killed = await replica.ask("support@v1", "kill")
+    replica.engine.go.set()
+    assert (await under_way).is_whole, "what was complete is no failure"
+    late = await replica.ask("support@v2")
+    assert (failed.status, killed.status, late.status) == (500, 500, 503)
+    assert late.headers["retry-after"] == "1"
+    assert "being replaced" in late.json()["error"]["message"]
+    stored = [(said.version, said.error) for said in await replica.stored()]
+    assert stored == [("support@v1", "http_500"), ("support@v1", "engine_dead"), ("support@v2", None)]
+    assert is_failure("engine_dead")
+
+
+async def test_half_a_reply_of_an_engine_that_dies_is_known_as_such(replica):
+    with pytest.raises(RuntimeError, match="has ended"):
+        await replica.ask(text="kill between", stream=True)
+    assert [said.error for said in await replica.stored()] == ["engine_dead"]
+
+
+async def test_who_left_before_the_engine_died_is_no_evidence(replica):
+    client = replica.client(chat(text="wait"))
+    asking = asyncio.create_task(client.ask())
+    await settle(lambda: replica.engine.bodies)
+    client.leave()
+    await settle(asking.done)
+    replica.engine.is_dead = True
+    assert [said.error for said in await replica.stored()] == ["client_disconnected"]
 
 
 @pytest.mark.parametrize(

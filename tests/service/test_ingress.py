@@ -79,5 +79,5 @@ def test_a_question_may_be_asked_again_and_feedback_not(seen_by_haproxy):
     before, engine = seen_by_haproxy(backends).split("backend http-engine")
     assert "retry-on" not in before
     assert "option http-buffer-request" in engine
-    assert "retry-on conn-failure empty-response" in engine.split("backend default_backend")[0]
+    assert "retry-on conn-failure empty-response 503" in engine.split("backend default_backend")[0]
     assert engine.count("retry-on") == 1

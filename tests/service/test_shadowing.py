@@ -35,7 +35,7 @@ class Replica:
         settings = Settings(data_dir=folder, lines={"support": {}})
         self.shadower = Shadower(self.engine, self.residency, self.keeper, "r1", clock=clock)
         told = {"clock": clock, "shadower": self.shadower}
-        self.gateway = Gateway(self.engine.app, self.residency, self.keeper, settings, **told)
+        self.gateway = Gateway(self.engine, self.residency, self.keeper, settings, **told)
 
     def client(self, text="my flight", path=CHAT, model="support", **extra):
         body = {"prompt": text} if path != CHAT else {"messages": [{"role": "user", "content": text}]}
@@ -221,6 +221,15 @@ async def test_a_text_that_cannot_be_scored_is_settled_and_holds_up_nothing(repl
     replica.engine.unscorable = {"odd"}
     found = await scored(replica, gold("odd"), gold("yes"))
     assert [one.error for one in found] == ["unscorable", None]
+
+
+async def test_an_engine_that_dies_under_a_shadow_is_known_as_such(replica):
+    replica.engine.slow = replica.engine.failing = {"support@v2"}
+    await replica.ask()
+    replica.engine.is_dead = True
+    replica.engine.go.set()
+    (done,) = await replica.done()
+    assert done.error == "engine_dead"
 
 
 @pytest.mark.parametrize(("version", "error"), [("support@v2", "not_finite"), ("support@v1", "unscorable")])

@@ -107,7 +107,9 @@ class World:
         """Chance of a good reply by version; the base's is 0."""
         self.thumbs = 0.5
         self.failing = set()
-        """Versions whose every reply fails."""
+        """Versions whose every reply fails…"""
+        self.failure = "engine_error"
+        """…and how."""
         self.refusing = set()
         """Versions whose every reply is a refusal."""
         self.refused = {}
@@ -209,7 +211,7 @@ class World:
             reply="" if is_failed else "an answer",
             at=self.now,
             trial=choice.trial,
-            error="engine_error" if is_failed else None,
+            error=self.failure if is_failed else None,
             is_refusal=choice.version in self.refusing,
         )
 

@@ -73,6 +73,7 @@ class TestRules:
         assert moved(look(WORSE)).to is Stage.ROLLING_BACK
         assert moved(look(WORSE, now=1e6)).to is Stage.ROLLING_BACK
         assert moved(look(failures=5)).reason.startswith("error_burst")
+        assert moved(look(crashes=1)).reason.startswith("engine_crash")
         assert moved(look(resident={**BOTH, "desk@v2": BAD})).to is Stage.ROLLING_BACK
 
     def test_it_never_goes_back_onto_what_is_not_proven_nor_ends_over_an_alarm(self):

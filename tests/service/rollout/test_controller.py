@@ -180,6 +180,12 @@ class TestCanary:
         assert said.to is Stage.ROLLING_BACK
         assert said.reason.startswith("error_burst")
 
+    @pytest.mark.parametrize("stage", [Stage.CANARY, Stage.HOLD, Stage.WAITING, Stage.PROMOTING])
+    def test_one_death_of_the_engine_under_its_replies_rolls_back_at_once(self, stage):
+        said = moved(trial(stage), look(outcomes=BETTER, crashes=2, failures=9))
+        assert said.to is Stage.ROLLING_BACK
+        assert said.reason == "engine_crash: the engine died under 2 of its replies"
+
     def test_a_replica_that_lost_it_rolls_back(self):
         bad = ProbeResult(ok=False, reason="load_failed")
         assert moved(trial(), look(outcomes=BETTER, replicas=(replica(probe=bad),))).to is Stage.ROLLING_BACK

@@ -82,6 +82,7 @@ def test_absence_of_evidence_goes_on_to_the_canary_but_not_to_a_promotion():
 
 HARD = {
     "shadow_failures: 5 of its last 50 shadow replies failed": {"recent_failures": 5},
+    "engine_crash: the engine died under 1 of its shadow replies": {"crashes": 1},
     "shadow_not_finite: 1 of its scores are no numbers": {"not_finite": 1},
 }
 
