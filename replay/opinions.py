@@ -26,6 +26,9 @@ from replay.records import Interaction, Message, Opinion, Source, Split, Wanted,
 from replay.said import Said
 from replay.tables import example, feedback, opinion, vetted
 
+_WHOLE = frozenset({None, "stop", "end_turn", "stop_sequence"})
+"""How a reply ends that the model ended itself, as chat and completions, and messages say it."""
+
 
 def reserve(
     conn: Connection, line: str, job: str, wanted: Wanted, guard: Guard | None = None, folder: Path | None = None
@@ -240,7 +243,7 @@ def _reply(asked: Interaction, guard: Guard | None, *, is_free: bool) -> tuple[t
     """The prompt and the served reply as they may be learned from, or why they may not."""
     if (reason := refusal(asked, asked.reply)) is not None:
         return reason
-    if not is_free and (asked.error is not None or asked.finish_reason not in {None, "stop"}):
+    if not is_free and (asked.error is not None or asked.finish_reason not in _WHOLE):
         return Reason.CUT_OFF
     if guard is None:
         return asked.messages, asked.reply

@@ -15,7 +15,7 @@ from operator import attrgetter
 from typing import Any, Literal
 
 Message = dict[str, Any]
-"""One chat message as OpenAI writes it: `role`, `content`, and whatever else the client sent."""
+"""One chat message as OpenAI or Anthropic writes it: `role`, `content`, and whatever else the client sent."""
 
 FeedbackValue = bool | float | str | dict[str, Any]
 

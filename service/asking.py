@@ -20,6 +20,8 @@ WITH_USAGE = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Where a stream tells its usage only when it is asked to."""
 _OURS = frozenset({"metadata", "store", "request_id"})
 """Not passed on. vLLM would make the reply's id, which must be unique, of a client's `request_id`."""
+_BILLING = "x-anthropic-billing-header"
+"""How a block of `system` begins that is another in each request, and that vLLM leaves out."""
 
 
 def parse(raw: bytes) -> Json:
@@ -47,22 +49,28 @@ def rewritten(body: Json, path: str, version: str) -> tuple[bytes, bool]:
 
 
 def sticky_key(body: Json, session: str | None, request_id: str) -> str:
-    """Whom the assignment sticks to: the session, else the user, else nobody but this request, and it says so."""
-    user = body.get("user")
-    key = session or (user if isinstance(user, str) else "") or f"{NOBODY}{request_id}"
+    """Whom the assignment sticks to: the session, else the user, else nobody but this request, and it says so.
+
+    Anthropic's clients name the user in `metadata.user_id`.
+    """
+    metadata = body.get("metadata")
+    told = (session, body.get("user"), metadata.get("user_id") if isinstance(metadata, dict) else None)
+    key = next((name for name in told if isinstance(name, str) and name), f"{NOBODY}{request_id}")
     return key.encode(errors="replace").decode()
 
 
 def messages_of(body: Json) -> tuple[Message, ...]:
-    """The prompt as chat messages; none when it is not text."""
+    """The prompt as chat messages, the system's first; none when it is not text."""
+    system: object = None
     if "messages" in body:
-        return _messages(body["messages"])
-    if "input" in body:
-        instructions = body.get("instructions")
-        first = ({"role": "system", "content": instructions},) if isinstance(instructions, str) else ()
-        return first + _messages(body["input"])
-    prompt = body.get("prompt")
-    return _messages(prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt)
+        said, system = body["messages"], _joined(body.get("system"))
+    elif "input" in body:
+        said, system = body["input"], body.get("instructions")
+    else:
+        prompt = body.get("prompt")
+        said = prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
+    turns = _messages(said)
+    return ({"role": "system", "content": system}, *turns) if turns and isinstance(system, str) else turns
 
 
 def slice_of(body: Json, named: str | None, patterns: Mapping[str, re.Pattern[str]]) -> str:
@@ -76,7 +84,7 @@ def slice_of(body: Json, named: str | None, patterns: Mapping[str, re.Pattern[st
         return named
     if not patterns:
         return DEFAULT_SLICE
-    asked = next((_text(m.get("content")) for m in reversed(messages_of(body)) if m.get("role") == "user"), "")
+    asked = next((text for m in reversed(messages_of(body)) if m.get("role") == "user" and (text := _text(m.get("content")))), "")
     return next((name for name, pattern in patterns.items() if pattern.search(asked)), DEFAULT_SLICE)
 
 
@@ -88,8 +96,17 @@ def _messages(said: object) -> tuple[Message, ...]:
     return ()
 
 
+def _joined(system: object) -> str | None:
+    """Anthropic's `system` as vLLM hands it to the template: its blocks with nothing between them, or none."""
+    if isinstance(system, str):
+        return system or None
+    return "".join(text for text in _texts(system) if not text.startswith(_BILLING)) or None
+
+
 def _text(content: object) -> str:
-    if isinstance(content, str):
-        return content
+    return content if isinstance(content, str) else "\n".join(_texts(content))
+
+
+def _texts(content: object) -> list[str]:
     parts = content if isinstance(content, list) else []
-    return "\n".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
+    return [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]

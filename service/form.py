@@ -18,8 +18,10 @@ from pydantic_core import from_json
 
 Json = dict[str, Any]
 
-_CUT = frozenset({"length", "incomplete"})
-"""How a reply ends that was cut off by its length, as chat, completions and responses say it."""
+_CUT = frozenset({"length", "incomplete", "max_tokens"})
+"""How a reply ends that was cut off by its length, as chat and completions, responses, and messages say it."""
+_MUST = ("required", "function", "any", "tool")
+"""`tool_choice`, or its type, where a tool must be called."""
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
@@ -64,12 +66,12 @@ def asked(body: Json, path: str) -> Form | None:
     reader = _READERS.get(path.rstrip("/"))
     found = reader(body) if reader else None
     tools, choice = body.get("tools"), body.get("tool_choice")
+    choice = choice.get("type") if isinstance(choice, dict) else choice
     if reader is None or not isinstance(tools, list) or choice == "none":
         return found
     named = dict(one for tool in tools if (one := _tool(tool)))
-    must_call = choice == "required" or (isinstance(choice, dict) and choice.get("type") == "function")
     found = found or Form()
-    return Form(found.is_asked, found.schema, found.choices, named, must_call)
+    return Form(found.is_asked, found.schema, found.choices, named, must_call=choice in _MUST)
 
 
 def has(form: Form | None, text: str, calls: Sequence[Call], finish_reason: str | None) -> bool | None:
@@ -161,12 +163,20 @@ def _of_text(body: Json) -> Form | None:
 
 
 def _of_responses(body: Json) -> Form | None:
-    """`text.format` of responses."""
-    text = body.get("text")
-    kind = text.get("format") if isinstance(text, dict) else None
+    """`text.format` of responses, or vLLM's own `structured_outputs`."""
+    return _formatted(body.get("text")) or _structured(body.get("structured_outputs"))
+
+
+def _of_messages(body: Json) -> Form | None:
+    """`output_config.format` of messages."""
+    return _formatted(body.get("output_config"))
+
+
+def _formatted(told: object) -> Form | None:
+    kind = told.get("format") if isinstance(told, dict) else None
     if isinstance(kind, dict) and kind.get("type") not in (None, "text"):
         return _typed(kind["type"], kind.get("schema"))
-    return _structured(body.get("structured_outputs"))
+    return None
 
 
 def _typed(kind: object, schema: object) -> Form:
@@ -185,13 +195,18 @@ def _structured(told: object) -> Form | None:
 
 
 def _tool(tool: object) -> tuple[str, Any] | None:
-    """A function's name and what its arguments must be, as chat or as responses write it."""
-    if not isinstance(tool, dict) or tool.get("type") != "function":
+    """A tool's name and what its arguments must be, as chat, responses or messages write it."""
+    if not isinstance(tool, dict) or not (tool.get("type") == "function" or "input_schema" in tool):
         return None
     told = tool.get("function", tool)
     is_named = isinstance(told, dict) and isinstance(told.get("name"), str)
-    return (told["name"], told.get("parameters") or _OBJECT) if is_named else None
+    return (told["name"], told.get("parameters") or told.get("input_schema") or _OBJECT) if is_named else None
 
 
-_READERS = {"/v1/chat/completions": _of_text, "/v1/completions": _of_text, "/v1/responses": _of_responses}
+_READERS = {
+    "/v1/chat/completions": _of_text,
+    "/v1/completions": _of_text,
+    "/v1/responses": _of_responses,
+    "/v1/messages": _of_messages,
+}
 """By path; the replies of others are not read, so nothing is known of them."""

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import asking, form
-from service.api.auth import Keyring
+from service.api.auth import Keyring, authorization
 from service.api.errors import respond
 from service.door import KeeperDoor
 from service.errors import LearndError, NotFound, NotReady, TooLarge
@@ -109,7 +109,7 @@ class Gateway:
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope = {**scope, "root_path": ""}  # Serve passes the whole path and a root path: the engine would strip it twice
         try:
-            principal = self._keyring.check(Headers(scope=scope).get("authorization"), "infer")
+            principal = self._keyring.check(authorization(Headers(scope=scope)), "infer")
             await self._dispatch(scope, receive, send, principal)
         except LearndError as error:
             await respond(error)(scope, receive, send)

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.settings import Logging
 
 HEADER = "x-request-id"
-UNSAID = frozenset({"messages", "prompt", "reply", "content", "value", "comment", "body", "authorization"})
+UNSAID = frozenset({"messages", "prompt", "reply", "content", "value", "comment", "body", "authorization", "x-api-key"})
 """Fields that could carry people's words or keys: their lengths may be logged, they themselves never."""
 
 

@@ -1,7 +1,7 @@
 """Reading a reply as it passes: its id, text and usage, from JSON or from server-sent events. Pure: bytes in, bytes out.
 
-Knows the replies of `/v1/chat/completions`, `/v1/completions` and `/v1/responses`; of any other it reads what it can. Bytes go
-on as they came, except for a usage chunk that the client did not ask for. Fed by the gateway.
+Knows the replies of `/v1/chat/completions`, `/v1/completions`, `/v1/responses` and `/v1/messages`; of any other it reads what it
+can. Bytes go on as they came, except for a usage chunk that the client did not ask for. Fed by the gateway.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from service.form import Call
 
 ENGINE_ERROR = "engine_error"
 _BEFORE_TOKENS = frozenset({"response.created", "response.queued", "response.in_progress"})
-_ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
+_MESSAGES = ("message", "content_block")
+"""How the types begin that `/v1/messages` has: its object's, and those of its stream's events but `error` and `ping`."""
+_BEGINS = ("response.", *_MESSAGES)
+"""How an event's type begins once there is a token; vLLM says `message_start`, too, with the first."""
+_ENDS = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop", "error"})
+_PROMPT = ("prompt_tokens", "input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+"""What a prompt's tokens are told as; to Anthropic's clients those from the cache apart."""
 
 
 class Tap:
@@ -96,27 +102,27 @@ class Tap:
         said = _parsed(data)
         if not isinstance(said, dict):
             return {}
-        if said.get("error") and self.error is None:
-            self.error = ENGINE_ERROR
         kind = str(said.get("type", ""))
-        begins = kind.startswith("response.") and kind not in _BEFORE_TOKENS
+        if (said.get("error") or kind == "error") and self.error is None:
+            self.error = ENGINE_ERROR
+        begins = kind.startswith(_BEGINS) and kind not in _BEFORE_TOKENS
         self.has_token = self.has_token or begins or bool(said.get("choices") or said.get("output"))
         if kind == "response.output_text.delta":
             self._texts.append(said.get("delta") or "")
         elif kind == "response.function_call_arguments.delta":
             self._read_call(said.get("output_index", 0), {"arguments": said.get("delta")})
-        elif isinstance(said.get("response"), dict):
-            self._read_whole(said["response"])
-            self.is_over = self.is_over or kind in _ENDS
+        elif kind.startswith(_MESSAGES):
+            self._read_message(kind, said)
         else:
-            self._read_whole(said)
+            self._read_whole(said["response"] if isinstance(said.get("response"), dict) else said)
+        self.is_over = self.is_over or kind in _ENDS
         return said
 
     def _read_whole(self, said: dict[str, Any]) -> None:
         self.id = said.get("id") or self.id
-        usage = said.get("usage") or {}
-        self.prompt_tokens = usage.get("prompt_tokens") or usage.get("input_tokens") or self.prompt_tokens
-        self.reply_tokens = usage.get("completion_tokens") or usage.get("output_tokens") or self.reply_tokens
+        if usage := said.get("usage"):
+            self.prompt_tokens = sum(usage.get(name) or 0 for name in _PROMPT) or self.prompt_tokens
+            self.reply_tokens = usage.get("completion_tokens") or usage.get("output_tokens") or self.reply_tokens
         for choice in said.get("choices") or ():
             if choice.get("index", 0) == 0:
                 self._read_choice(choice)
@@ -153,6 +159,39 @@ class Tap:
         calls = [item for item in output if item.get("type") == "function_call"]
         whole = {place: {name: call.get(name) or "" for name in ("name", "arguments")} for place, call in enumerate(calls)}
         self._calls = whole or self._calls
+
+    def _read_message(self, kind: str, said: dict[str, Any]) -> None:
+        """Read the object of `/v1/messages`, or an event of its stream: the first has the object, as yet empty."""
+        place, piece = said.get("index", 0), said.get("delta") or {}
+        if kind == "content_block_start":
+            self._read_block(place, said.get("content_block") or {})
+        elif kind == "content_block_delta":
+            self._read_block(place, piece)
+        elif kind == "content_block_stop":
+            self._end_block(place)
+        else:
+            whole = said.get("message") or said
+            self._read_whole(whole)
+            self.finish_reason = whole.get("stop_reason") or piece.get("stop_reason") or self.finish_reason
+            for number, block in enumerate(whole.get("content") or ()):
+                self._read_block(number, block)
+                self._end_block(number)
+
+    def _read_block(self, place: int, block: dict[str, Any]) -> None:
+        """Read a block or, in a stream, its start or a piece of it; what is thought is not said."""
+        if text := block.get("text"):
+            self._texts.append(text)
+        if block.get("type") == "tool_use":
+            given = block.get("input")  # at the start of a stream's block still empty
+            arguments = json.dumps(given, ensure_ascii=False) if given else ""
+            self._read_call(place, {"name": block.get("name"), "arguments": arguments})
+        elif block.get("type") == "input_json_delta":
+            self._read_call(place, {"arguments": block.get("partial_json")})
+
+    def _end_block(self, place: int) -> None:
+        """A tool's input of which no piece has come is the empty object that the client has, too."""
+        if call := self._calls.get(place):
+            call["arguments"] = call["arguments"] or "{}"
 
 
 def _data(event: bytes) -> bytes:

@@ -10,11 +10,19 @@ import hashlib
 import hmac
 from typing import Literal
 
+from starlette.datastructures import Headers
+
 from service.errors import Forbidden, Unauthenticated
 from service.settings import Key, Settings
 
 Scope = Literal["infer", "feedback", "admin"]
 ANONYMOUS = "anonymous"
+
+
+def authorization(headers: Headers) -> str | None:
+    """The header `Authorization`, else the key in `x-api-key`, where Anthropic's clients have it, as if it stood there."""
+    key = headers.get("x-api-key")
+    return headers.get("authorization") or (f"Bearer {key}" if key else None)
 
 
 class Keyring:
@@ -42,7 +50,7 @@ class Keyring:
             if hmac.compare_digest(digest, key.sha256):
                 found = name, key
         if found is None:
-            raise Unauthenticated("unknown API key: check the Authorization header against `keys` in the settings")
+            raise Unauthenticated("unknown API key: check the one that is sent against `keys` in the settings")
         return found
 
 

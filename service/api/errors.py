@@ -87,10 +87,10 @@ class Unforeseen:
 
 
 def respond(error: BaseException) -> JSONResponse:
-    """The error as a response."""
+    """The error as a response; its `type` makes OpenAI's form Anthropic's, too."""
     status, body = describe(error)
     headers = {503: {"retry-after": "1"}, 401: {"www-authenticate": "Bearer"}}.get(status)
-    return JSONResponse(body, status, headers)
+    return JSONResponse({"type": "error", **body}, status, headers)
 
 
 async def _ours(_: Request, error: Exception) -> JSONResponse:

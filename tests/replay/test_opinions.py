@@ -160,9 +160,10 @@ def test_a_correction_waits_as_a_pair_when_its_example_is_learned_already(conn, 
     assert [one.id for one in take(conn, "j2", PAIRS)] == ["f-a", "f-b", "f-c"]
 
 
-def test_the_better_of_two_replies_is_picked(conn, pick):
+@pytest.mark.parametrize("finish", ["stop", "end_turn", "stop_sequence", None])
+def test_the_better_of_two_replies_is_picked(conn, pick, finish):
     for n, prompt in enumerate(asks(Split.TRAIN, 2)):
-        pick(n, prompt)
+        pick(n, prompt, finish_reason=finish)
     assert [(one.good, one.bad) for one in take(conn, wanted=PAIRS)] == [("Here it is.", "No idea.")] * 2
 
 
@@ -171,6 +172,8 @@ def test_the_better_of_two_replies_is_picked(conn, pick):
     [
         ({"is_trainable": False}, "not_trainable"),
         ({"finish_reason": "length"}, "cut_off"),
+        ({"finish_reason": "max_tokens"}, "cut_off"),
+        ({"finish_reason": "tool_use"}, "cut_off"),
         ({"error": "engine_error"}, "cut_off"),
         ({"better": "No  idea."}, "no_pair"),
         ({"value": {"preferred": "elsewhere", "other": "w9"}}, "no_pair"),

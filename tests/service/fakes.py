@@ -43,7 +43,7 @@ def write_version(folder, name: str, int_id: int, shift: float = 0.5, told: floa
 
 
 class FakeEngine:
-    """An `Engine` whose app speaks as vLLM does, chat and completions, whole and streamed.
+    """An `Engine` whose app speaks as vLLM does, chat, completions and messages, whole and streamed.
 
     What the last message says decides: `explode` raises, `kill` ends the engine, `break` raises half-way in a stream, `wait` answers once `go` is set.
     """
@@ -68,6 +68,7 @@ class FakeEngine:
             routes=[
                 Path("/v1/chat/completions", self._answer, methods=["POST"]),
                 Path("/v1/completions", self._answer, methods=["POST"]),
+                Path("/v1/messages", self._answer, methods=["POST"]),
                 Path("/v1/version", self._version),
                 Path("/v1/load_lora_adapter", self._version, methods=["POST"]),
             ]
@@ -134,12 +135,34 @@ class FakeEngine:
         words = [f"{body['model']} ", "says ", str(self.shifts.get(body["model"], 0))]
         form = {"id": f"cmpl-{uuid.uuid4().hex}", "model": body["model"]}
         usage = {"prompt_tokens": len(str(asked)), "completion_tokens": len(words), "total_tokens": len(str(asked)) + len(words)}
+        if request.url.path == "/v1/messages":
+            return self._message(form, words, usage, asked, is_streamed=body.get("stream"))
         if body.get("stream"):
             options = body.get("stream_options") or {}
             usage = usage if options.get("include_usage") else None
             return StreamingResponse(self._stream(form, words, usage, is_chat, asked), media_type="text/event-stream")
         said = {"message": {"role": "assistant", "content": "".join(words)}} if is_chat else {"text": "".join(words)}
         return JSONResponse({**form, "choices": [{"index": 0, **said, "finish_reason": "stop"}], "usage": usage})
+
+    def _message(self, form, words, usage, asked, *, is_streamed):
+        usage = {"input_tokens": usage["prompt_tokens"], "output_tokens": usage["completion_tokens"]}
+        message = {**form, "type": "message", "role": "assistant", "content": [], "stop_reason": None, "usage": usage}
+        if is_streamed:
+            return StreamingResponse(self._events(message, words, usage, asked), media_type="text/event-stream")
+        content = [{"type": "text", "text": "".join(words)}]
+        return JSONResponse({**message, "content": content, "stop_reason": "end_turn"})
+
+    async def _events(self, message, words, usage, asked):
+        yield _named({"type": "message_start", "message": {**message, "usage": {**usage, "output_tokens": 0}}})
+        yield _named({"type": "content_block_start", "content_block": {"type": "text", "text": ""}, "index": 0})
+        for word in words:
+            yield _named({"type": "content_block_delta", "delta": {"type": "text_delta", "text": word}, "index": 0})
+            if asked == "say error":
+                yield _named({"type": "error", "error": {"type": "internal_error", "message": "out of memory"}})
+                return
+        yield _named({"type": "content_block_stop", "index": 0})
+        yield _named({"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": usage})
+        yield _named({"type": "message_stop"})
 
     async def _stream(self, form, words, usage, is_chat, asked):
         for number, word in enumerate(words):
@@ -163,6 +186,10 @@ class FakeEngine:
 
 def _event(said) -> str:
     return f"data: {json.dumps(said)}\n\n"
+
+
+def _named(said) -> str:
+    return f"event: {said['type']}\ndata: {json.dumps(said)}\n\n"
 
 
 async def _gone(request: Request) -> None:

@@ -7,6 +7,11 @@ from service.asking import messages_of, parse, rewritten, slice_of, sticky_key
 from service.errors import InvalidRequest
 
 CHAT = "/v1/chat/completions"
+BLOCKS = [
+    {"type": "text", "text": "x-anthropic-billing-header: cch=1f3a;"},
+    {"type": "text", "text": "be kind. ", "cache_control": {"type": "ephemeral"}},
+    {"type": "text", "text": "be short."},
+]
 
 
 def user(text):
@@ -62,6 +67,14 @@ def test_the_key_is_the_session_else_the_user_else_the_request():
     sticky_key({"user": "\ud800"}, None, "r").encode()
 
 
+def test_anthropic_s_clients_name_the_user_in_the_metadata():
+    named = {"metadata": {"user_id": "m", "slice": "vip"}}
+    assert sticky_key(named, None, "r") == "m"
+    assert sticky_key(named | {"user": "u"}, None, "r") == "u"
+    assert sticky_key(named, "s", "r") == "s"
+    assert {sticky_key({"metadata": told}, None, "r") for told in ("m", None, {}, {"user_id": 5})} == {"nobody-r"}
+
+
 @pytest.mark.parametrize(
     ("body", "messages"),
     [
@@ -74,6 +87,14 @@ def test_the_key_is_the_session_else_the_user_else_the_request():
         ({"prompt": [1, 2]}, ()),
         ({"input": "a", "instructions": "be kind"}, ({"role": "system", "content": "be kind"}, user("a"))),
         ({"input": [user("a")]}, (user("a"),)),
+        ({"input": [1, 2], "instructions": "be kind"}, ()),
+        ({"messages": [user("a")], "system": "be kind"}, ({"role": "system", "content": "be kind"}, user("a"))),
+        ({"messages": [user("a")], "system": ""}, (user("a"),)),
+        ({"messages": [user("a")], "system": BLOCKS}, ({"role": "system", "content": "be kind. be short."}, user("a"))),
+        ({"messages": [user("a")], "system": BLOCKS[:1]}, (user("a"),)),
+        ({"messages": [user("a")], "system": 5}, (user("a"),)),
+        ({"messages": ["a"], "system": "be kind"}, ()),
+        ({"messages": [user(BLOCKS[1:])]}, (user(BLOCKS[1:]),)),
     ],
 )
 def test_every_prompt_is_messages(body, messages):
@@ -90,6 +111,8 @@ def test_a_slice_is_named_or_found():
     assert slice_of(body | {"metadata": {"slice": "vip"}}, "header", patterns) == "header"
     assert slice_of({"messages": [user("hello")]}, None, patterns) == "rest"
     assert slice_of({"messages": [user("")]}, None, patterns) == "default"
+    result = user([{"type": "tool_result", "tool_use_id": "1", "content": "17:40"}])
+    assert slice_of({"messages": [*body["messages"], result]}, None, patterns) == "flights"
     assert slice_of(body, None, {}) == "default"
 
 

@@ -9,11 +9,12 @@ from pydantic import BaseModel
 
 from service.form import Call, asked, fits, has
 
-CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"], "additionalProperties": False}
 BY_SCHEMA = {"response_format": {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}}
 AN_OBJECT = {"response_format": {"type": "json_object"}}
 TOOLS = [{"type": "function", "function": {"name": "find", "parameters": CITY}}, {"type": "web_search"}, None]
+ANTHROPIC_S = [{"name": "find", "input_schema": CITY}, {"type": "web_search_20250305", "name": "web_search"}, None]
 
 
 def found(body, text="", calls=(), finish="stop", path=CHAT):
@@ -21,9 +22,17 @@ def found(body, text="", calls=(), finish="stop", path=CHAT):
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"response_format": {"type": "text"}}, {"response_format": None}, {"tools": []}, {"text": {}}]
+    "body",
+    [
+        {},
+        {"response_format": {"type": "text"}},
+        {"response_format": None},
+        {"tools": []},
+        {"text": {}},
+        {"output_config": {"effort": "low"}},
+    ],
 )
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, MESSAGES])
 def test_who_asks_for_no_form_loses_nothing(body, path):
     assert found(body, "no JSON {", finish="length", path=path) is None
 
@@ -56,9 +65,10 @@ def test_a_schema_on_each_surface(text, kept):
     assert found({"structured_outputs": {"json": CITY}}, text) is kept
     assert found({"structured_outputs": {"json": json.dumps(CITY)}}, text) is kept
     assert found({"text": {"format": {"type": "json_schema", "name": "city", "schema": CITY}}}, text, path=RESPONSES) is kept
+    assert found({"output_config": {"format": {"type": "json_schema", "schema": CITY}}}, text, path=MESSAGES) is kept
 
 
-@pytest.mark.parametrize("finish", ["length", "incomplete"])
+@pytest.mark.parametrize("finish", ["length", "incomplete", "max_tokens"])
 def test_what_is_cut_off_has_no_form_even_where_it_happens_to_be_json(finish):
     assert found(AN_OBJECT, "{}", finish=finish) is False
     assert found({"structured_outputs": {"regex": "a+"}}, "aaa", finish=finish) is False
@@ -77,6 +87,7 @@ def test_the_arguments_of_tool_calls(arguments, kept):
     assert found({"tools": TOOLS}, calls=calls) is kept
     flat = [{"type": "function", "name": "find", "parameters": CITY}]
     assert found({"tools": flat}, calls=calls, path=RESPONSES) is kept
+    assert found({"tools": ANTHROPIC_S}, calls=calls, path=MESSAGES) is kept
     assert found({"tools": TOOLS}, calls=[Call("unknown", '{"x": 1}')]) is True
 
 
@@ -89,8 +100,25 @@ def test_a_tool_that_need_not_be_called_and_one_that_must():
     assert found({"tools": TOOLS, **AN_OBJECT}, "{}") is True
 
 
+@pytest.mark.parametrize(
+    ("choice", "kept"),
+    [
+        (None, None),
+        ({"type": "auto"}, None),
+        ({"type": "none"}, None),
+        ({"type": "any"}, False),
+        ({"type": "tool", "name": "find"}, False),
+    ],
+)
+def test_a_tool_that_must_be_called_as_messages_say_it(choice, kept):
+    body = {"tools": ANTHROPIC_S, "tool_choice": choice}
+    assert found(body, "It rains.", finish="end_turn", path=MESSAGES) is kept
+    assert found(body, calls=[Call("find", '{"city": "Oslo"}')], finish="max_tokens", path=MESSAGES) is not True
+
+
 def test_other_surfaces_are_not_read():
-    assert found(AN_OBJECT, "no JSON", path="/v1/messages") is None
+    assert found(AN_OBJECT, "no JSON", path=MESSAGES) is None
+    assert found(AN_OBJECT, "no JSON", path="/v1/embeddings") is None
     assert found(AN_OBJECT, "{}", path=f"{CHAT}/") is True
 
 
@@ -153,6 +181,9 @@ WORDS = [
     "function",
     "name",
     "parameters",
+    "input_schema",
+    "any",
+    "none",
     "json",
     "choice",
     "$ref",
@@ -173,9 +204,9 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
     max_leaves=12,
 )
-KEYS = st.sampled_from(["response_format", "structured_outputs", "tools", "tool_choice", "text"])
+KEYS = st.sampled_from(["response_format", "structured_outputs", "tools", "tool_choice", "text", "output_config"])
 
 
-@given(st.dictionaries(KEYS, ANYTHING), st.sampled_from([CHAT, RESPONSES]), ANYTHING.map(json.dumps), st.booleans())
+@given(st.dictionaries(KEYS, ANYTHING), st.sampled_from([CHAT, RESPONSES, MESSAGES]), ANYTHING.map(json.dumps), st.booleans())
 def test_whatever_is_asked_nothing_is_raised(body, path, text, calls):
     assert found(body, text, [Call("f", text)] if calls else (), path=path) in {True, False, None}

@@ -8,7 +8,9 @@ import itertools
 import pytest
 from fakes import BASE, Client, FakeEngine, FakeKeeper, settle, state, write_version
 from starlette.responses import StreamingResponse
+from structlog.testing import capture_logs
 
+from replay import admission
 from replay.outcomes import is_failure
 from replay.records import Arm
 from service.errors import NotReady
@@ -19,7 +21,7 @@ from service.residency import Residency
 from service.rollout.assignment import unit_of
 from service.settings import Settings
 
-CHAT = "/v1/chat/completions"
+CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 SETTINGS = {"lines": {"support": {"slices": {"flights": "flight"}}}}
 
 
@@ -155,16 +157,45 @@ async def test_what_a_reply_was_is_found_when_it_is_recorded(tmp_path, stream):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_the_end_of_a_reply_waits_for_the_record(replica, stream):
+async def test_messages_are_read_and_recorded_as_chat_is(replica, stream):
+    blocks = [{"type": "text", "text": "my"}, {"type": "text", "text": "flight", "cache_control": {"type": "ephemeral"}}]
+    turns = [{"role": "user", "content": blocks}]
+    asked = {"model": "support@v1", "max_tokens": 9, "messages": turns, "system": "be kind", "stream": stream}
+    tools = {"tools": [{"name": "find", "input_schema": {"type": "object"}}], "tool_choice": {"type": "any"}}
+    reply = await replica.client(asked | tools | {"metadata": {"user_id": "u1"}}, MESSAGES).ask()
+    assert reply.status == 200
+    assert replica.engine.bodies == [asked | tools]
+    (said,) = await replica.stored()
+    assert said.id.encode() in reply.body
+    assert said.messages == ({"role": "system", "content": "be kind"}, *turns)
+    assert (said.reply, said.finish_reason, said.error) == ("support@v1 says 0.1", "end_turn", None)
+    assert (said.slice, said.unit, said.version) == ("flights", unit_of("u1"), "support@v1")
+    assert (said.prompt_tokens, said.reply_tokens, said.is_refusal, said.has_form) == (len(str(blocks)), 3, False, False)
+    assert (said.ttft_seconds is not None) == stream
+    assert admission.refusal(said, said.reply) is None
+
+
+async def test_what_a_tool_has_said_to_messages_is_recorded_and_not_learned_from(replica):
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "17:40"}]}
+    await replica.client(chat() | {"messages": [result]}, MESSAGES).ask()
+    (said,) = await replica.stored()
+    assert (said.messages, said.reply) == ((result,), "support@v1 says 0.1")
+    assert admission.refusal(said, said.reply) == "not_text"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "end"), [(CHAT, b"[DONE]"), (MESSAGES, b"message_stop")])
+async def test_the_end_of_a_reply_waits_for_the_record(replica, stream, path, end):
     replica.keeper.can_write.clear()
-    client = replica.client(chat(stream=stream))
+    client = replica.client(chat(stream=stream), path)
     asking = asyncio.create_task(client.ask())
     await settle(lambda: replica.gateway._recorder._writing)
-    assert b"[DONE]" not in client.reply.body
+    assert end not in client.reply.body
     assert not asking.done()
     assert (b"says" in client.reply.body) == (client.reply.status == 200) == stream  # nothing is out before the first word
     replica.keeper.can_write.set()
     assert (await asking).is_whole
+    assert (end in client.reply.body) == stream
     assert len(replica.keeper.recorded) == 1
 
 
@@ -211,6 +242,17 @@ async def test_an_engine_that_fails_within_a_stream_is_recorded(replica):
     assert b"out of memory" in reply.body
     assert b"[DONE]" in reply.body
     assert [said.error for said in await replica.stored()] == ["engine_error"]
+
+
+async def test_an_engine_that_fails_within_a_stream_of_messages_is_recorded_before_it_says_so(replica):
+    replica.keeper.can_write.clear()
+    client = replica.client(chat(text="say error", stream=True), MESSAGES)
+    asking = asyncio.create_task(client.ask())
+    await settle(lambda: replica.gateway._recorder._writing)
+    assert b"out of memory" not in client.reply.body
+    replica.keeper.can_write.set()
+    assert b"out of memory" in (await asking).body
+    assert [(said.error, said.reply) for said in replica.keeper.recorded] == [("engine_error", "support@v1 ")]
 
 
 async def test_half_a_reply_of_an_engine_that_breaks_off_is_no_whole_one(replica):
@@ -306,6 +348,21 @@ async def test_keys_are_asked_for(tmp_path):
     assert (await replica.client(chat(), authorization="Bearer k2").ask()).status == 403
     assert (await replica.client(chat(), authorization="Bearer k1").ask()).status == 200
     assert [said.principal for said in await replica.stored()] == ["app"]
+
+
+async def test_a_key_may_come_as_anthropic_s_clients_send_it_and_is_told_to_nobody(tmp_path):
+    keys = {"app": {"sha256": hashlib.sha256(b"s3cret").hexdigest(), "scopes": ["infer"]}}
+    replica = Replica(tmp_path, keys=keys)
+    await replica.residency.start()
+    with capture_logs() as logged:
+        wrong = await replica.client(chat(), MESSAGES, x_api_key="s3cret2").ask()
+        failed = await replica.client(chat(text="explode"), MESSAGES, x_api_key="s3cret").ask()
+        right = await replica.client(chat(), MESSAGES, x_api_key="s3cret").ask()
+    assert (wrong.status, failed.status, right.status) == (401, 500, 200)
+    assert (wrong.json()["type"], wrong.json()["error"]["type"]) == ("error", "authentication_error")
+    assert logged
+    assert "s3cret" not in f"{logged} {wrong.body} {failed.body} {right.body}"
+    assert [said.principal for said in await replica.stored()] == ["app", "app"]
 
 
 @pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter/", "/pause", "/v1"])

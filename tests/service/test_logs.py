@@ -26,6 +26,14 @@ def test_one_line_an_event_without_words(capsys):
     assert "he said" not in line
 
 
+@pytest.mark.parametrize("name", ["authorization", "x-api-key"])
+def test_keys_are_not_written(capsys, name):
+    logs.configure(Logging(is_json=True))
+    structlog.get_logger().info("asked", **{name: "s3cret"})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)[name] == "<6 characters>"
+
+
 def test_a_traceback_stays_on_its_line(capsys):
     logs.configure(Logging(is_json=True))
     try:

@@ -149,6 +149,124 @@ def test_the_tool_calls_of_responses_are_read_whole_and_in_pieces():
         assert (tap.words, tap.text) == ("", json.dumps([{"name": "find", "arguments": '{"a": 1}'}]))
 
 
+def events(*said):
+    """As vLLM has them on `/v1/messages`."""
+    return b"".join(f"event: {one['type']}\ndata: {json.dumps(one, ensure_ascii=False)}\n\n".encode() for one in said)
+
+
+def started(place, **block):
+    return {"type": "content_block_start", "content_block": block, "index": place}
+
+
+def piece(place, **delta):
+    return {"type": "content_block_delta", "delta": delta, "index": place}
+
+
+def stopped(place):
+    return {"type": "content_block_stop", "index": place}
+
+
+def ending(reason="end_turn", **usage):
+    told = {"type": "message_delta", "delta": {"stop_reason": reason, "stop_sequence": None}}
+    return told | {"usage": {"input_tokens": 9, "output_tokens": 3} | usage}
+
+
+MESSAGE = {"id": "chatcmpl-1", "type": "message", "role": "assistant", "model": "support@v1"}
+START = {
+    "type": "message_start",
+    "message": MESSAGE
+    | {"content": [], "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 9, "output_tokens": 0}},
+}
+MESSAGES = events(
+    START,
+    started(0, type="thinking", thinking=""),
+    piece(0, type="thinking_delta", thinking="hm"),
+    piece(0, type="signature_delta", signature="4847bf13"),
+    stopped(0),
+    {"type": "ping"},
+    started(1, type="text", text=""),
+    piece(1, type="text_delta", text="héllo"),
+    piece(1, type="text_delta", text=" there"),
+    stopped(1),
+    ending(input_tokens=5, cache_read_input_tokens=4),
+    {"type": "message_stop"},
+)
+
+
+@given(st.lists(st.integers(0, 10_000), max_size=8))
+def test_a_stream_of_messages_reads_the_same_wherever_it_is_cut(cuts):
+    tap, passed = stream(MESSAGES, cuts, hides_usage=False)
+    assert (tap.id, tap.text, tap.finish_reason, tap.error) == ("chatcmpl-1", "héllo there", "end_turn", None)
+    assert (tap.prompt_tokens, tap.reply_tokens, tap.is_over, passed) == (9, 3, True, MESSAGES)
+
+
+def test_a_stream_of_messages_is_over_at_its_stop():
+    head, stop = events(START, started(0, type="text", text="")), events({"type": "message_stop"})
+    tap, _ = stream(head)
+    assert (tap.has_token, tap.has_streamed_text, tap.prompt_tokens) == (True, False, 9)
+    tap.feed(events(piece(0, type="text_delta", text="a"), stopped(0), ending("max_tokens")), is_last=False)
+    assert (tap.has_streamed_text, tap.finish_reason, tap.is_over) == (True, "max_tokens", False)
+    assert tap.feed(stop, is_last=False) == stop
+    assert tap.is_over
+
+
+def test_a_whole_message():
+    content = [{"type": "thinking", "thinking": "hm", "signature": "71ab"}, *({"type": "text", "text": one} for one in "ab")]
+    usage = {"input_tokens": 5, "output_tokens": 3, "cache_read_input_tokens": 4, "cache_creation_input_tokens": None}
+    tap = whole(MESSAGE | {"content": content, "stop_reason": "stop_sequence", "stop_sequence": "\n", "usage": usage})
+    assert (tap.id, tap.text, tap.finish_reason, tap.error) == ("chatcmpl-1", "ab", "stop_sequence", None)
+    assert (tap.prompt_tokens, tap.reply_tokens, tap.calls) == (9, 3, [])
+    assert whole(MESSAGE | {"content": [{"type": "text", "text": ""}], "stop_reason": "max_tokens"}).text == ""
+
+
+@pytest.mark.parametrize("words", ["", "Wait."])
+def test_the_tool_calls_of_messages_are_read_whole_and_in_pieces(words):
+    find = {"type": "tool_use", "id": "call-1", "name": "find"}
+    now = {"type": "tool_use", "id": "call-2", "name": "now", "input": {}}
+    content = [{"type": "text", "text": words}, find | {"input": {"city": "Tromsø"}}, now]
+    pieces, _ = stream(
+        events(
+            START,
+            started(0, type="text", text=""),
+            piece(0, type="text_delta", text=words),
+            stopped(0),
+            started(1, **find, input={}),
+            piece(1, type="input_json_delta", partial_json='{"city"'),
+            piece(1, type="input_json_delta", partial_json=': "Tromsø"}'),
+            stopped(1),
+            started(2, **now),
+            stopped(2),
+            ending("tool_use"),
+            {"type": "message_stop"},
+        )
+    )
+    assert pieces.has_streamed_text
+    for tap in (pieces, whole(MESSAGE | {"content": content, "stop_reason": "tool_use"})):
+        assert tap.calls == [Call("find", '{"city": "Tromsø"}'), Call("now", "{}")]
+        assert (tap.words, tap.finish_reason) == (words, "tool_use")
+        assert tap.text == words or json.loads(tap.text)[0] == {"name": "find", "arguments": '{"city": "Tromsø"}'}
+
+
+def test_a_stream_of_messages_that_fails_ends_with_its_error():
+    data = events(
+        START,
+        started(0, type="text", text=""),
+        piece(0, type="text_delta", text="a"),
+        {"type": "error", "error": {"type": "internal_error", "message": "out of memory"}},
+    )
+    tap, passed = stream(data)
+    assert (tap.text, tap.error, tap.is_over, passed) == ("a", "engine_error", True, data)
+
+
+def test_an_error_event_that_is_told_flat_is_an_error_too():
+    tap, _ = stream(sse({"type": "error", "code": "server_error", "message": "out of memory"}))
+    assert (tap.error, tap.is_over) == ("engine_error", True)
+
+
+def test_what_messages_refuse():
+    assert whole({"type": "error", "error": {"type": "BadRequestError", "message": "no"}}, status=400).error == "http_400"
+
+
 @pytest.mark.parametrize("refusal", ["I can't.", None])
 def test_the_engine_s_own_word_for_a_refusal_is_heard(refusal):
     message = {"role": "assistant", "content": None, "refusal": refusal}
@@ -193,6 +311,10 @@ def test_half_a_surrogate_pair_is_no_reason_to_lose_a_piece():
         (sse(chunk(role="assistant", content="")), True),  # vLLM says it with the first token
         (sse(chunk(reasoning_content="hm")), True),  # which need not be text
         (sse({"error": {"message": "out of memory"}}), False),
+        (events({"type": "ping"}), False),
+        (events({"type": "error", "error": {"type": "internal_error", "message": "out of memory"}}), False),
+        (events(START), True),  # made of chat's first piece
+        (events(started(0, type="thinking", thinking="")), True),
     ],
 )
 def test_it_knows_when_the_engine_has_begun(said, has_begun):

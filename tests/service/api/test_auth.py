@@ -1,8 +1,9 @@
 import hashlib
 
 import pytest
+from starlette.datastructures import Headers
 
-from service.api.auth import Keyring
+from service.api.auth import Keyring, authorization
 from service.errors import Forbidden, Unauthenticated
 from service.settings import Key, Settings
 
@@ -40,6 +41,29 @@ def test_a_key_without_the_scope_is_forbidden_and_told_what_it_has(keyring):
 def test_everything_else_is_unauthenticated(keyring, header):
     with pytest.raises(Unauthenticated):
         keyring.check(header, "infer")
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        ({"x-api-key": "s3cret"}, "app"),
+        ({"x-api-key": "boss", "authorization": "Bearer s3cret"}, "app"),
+        ({"x-api-key": "s3cret", "authorization": ""}, "app"),
+        ({"x-api-key": "wrong"}, None),
+        ({"x-api-key": ""}, None),
+        ({"x-api-key": "s3cret", "authorization": "Bearer wrong"}, None),
+        ({"api-key": "s3cret"}, None),
+    ],
+)
+def test_anthropic_s_header_says_the_same_key(keyring, headers, found):
+    told = authorization(Headers(headers))
+    if found:
+        assert keyring.check(told, "infer") == found
+    else:
+        with pytest.raises(Unauthenticated) as caught:
+            keyring.check(told, "infer")
+        assert "s3cret" not in caught.value.message
+        assert "wrong" not in caught.value.message
 
 
 def test_without_keys_everybody_is_anonymous():

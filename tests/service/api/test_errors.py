@@ -1,13 +1,22 @@
+import json
+
 import pytest
 
 from service import errors
-from service.api.errors import TABLE, describe
+from service.api.errors import TABLE, describe, respond
 
 
 def test_the_form_is_openais():
     status, body = describe(errors.NotFound("no line 'desk'", param="line"))
     assert status == 404
     assert body == {"error": {"message": "no line 'desk'", "type": "invalid_request_error", "param": "line", "code": "not_found"}}
+
+
+def test_the_response_has_anthropic_s_form_too():
+    error = errors.Unauthenticated("an API key is needed")
+    body = json.loads(respond(error).body)
+    assert body == {"type": "error", **describe(error)[1]}
+    assert (body["error"]["type"], body["error"]["message"]) == ("authentication_error", "an API key is needed")
 
 
 @pytest.mark.parametrize(
