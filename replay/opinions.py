@@ -26,8 +26,8 @@ from replay.records import Interaction, Message, Opinion, Source, Split, Wanted,
 from replay.said import Said
 from replay.tables import example, feedback, opinion, vetted
 
-_WHOLE = frozenset({None, "stop", "end_turn", "stop_sequence"})
-"""How a reply ends that the model ended itself, as chat and completions, and messages say it."""
+_WHOLE = frozenset({None, "stop", "completed", "end_turn", "stop_sequence"})
+"""How a reply of words ends that the model ended itself, as chat and completions, responses, and messages say it."""
 
 
 def reserve(

@@ -21,7 +21,7 @@ from service.api.auth import Keyring, authorization
 from service.api.errors import respond
 from service.door import KeeperDoor
 from service.errors import LearndError, NotFound, NotReady, TooLarge
-from service.exchange import Asked, Clock, Exchange, Said
+from service.exchange import Asked, Clock, Exchange, Said, passed_on
 from service.logs import RequestId
 from service.recorder import Recorder
 from service.refusals import OPENINGS, Openings
@@ -32,6 +32,8 @@ from service.shadowing import Shadower
 MODELS = "/v1/models"
 REFUSED = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 """What replicas hold is decided by the conductor alone."""
+COUNTS = frozenset({"/v1/messages/count_tokens"})
+"""Where nothing is generated, so nothing is recorded: it is no reply that a trial could count."""
 
 
 class Holder(Protocol):
@@ -149,6 +151,9 @@ class Gateway:
         asked = self._understand(scope, raw, principal)
         exchange = Exchange(asked, self._recorder, self._deadlines, self._clock, lambda: self._engine.is_dead)
         with self._residency.hold(asked.choice.version), self._traffic():  # nothing awaits between the choice and the hold
+            if scope["path"].rstrip("/") in COUNTS:
+                await self._app(passed_on(scope, asked.body), Said(asked.body, receive).receive, send)
+                return
             await exchange.run(self._app, scope, receive, send)
         if self._shadower is not None and exchange.recorded is not None:
             self._shadower.offer(scope, asked, exchange.recorded)

@@ -159,6 +159,8 @@ class Tap:
         calls = [item for item in output if item.get("type") == "function_call"]
         whole = {place: {name: call.get(name) or "" for name in ("name", "arguments")} for place, call in enumerate(calls)}
         self._calls = whole or self._calls
+        if status == "completed" and self._calls:
+            self.finish_reason = "tool_calls"  # as chat says it: a reply that is no text to learn from
 
     def _read_message(self, kind: str, said: dict[str, Any]) -> None:
         """Read the object of `/v1/messages`, or an event of its stream: the first has the object, as yet empty."""

@@ -160,7 +160,7 @@ def test_a_correction_waits_as_a_pair_when_its_example_is_learned_already(conn, 
     assert [one.id for one in take(conn, "j2", PAIRS)] == ["f-a", "f-b", "f-c"]
 
 
-@pytest.mark.parametrize("finish", ["stop", "end_turn", "stop_sequence", None])
+@pytest.mark.parametrize("finish", ["stop", "completed", "end_turn", "stop_sequence", None])
 def test_the_better_of_two_replies_is_picked(conn, pick, finish):
     for n, prompt in enumerate(asks(Split.TRAIN, 2)):
         pick(n, prompt, finish_reason=finish)

@@ -69,6 +69,7 @@ class FakeEngine:
                 Path("/v1/chat/completions", self._answer, methods=["POST"]),
                 Path("/v1/completions", self._answer, methods=["POST"]),
                 Path("/v1/messages", self._answer, methods=["POST"]),
+                Path("/v1/messages/count_tokens", self._count, methods=["POST"]),
                 Path("/v1/version", self._version),
                 Path("/v1/load_lora_adapter", self._version, methods=["POST"]),
             ]
@@ -112,6 +113,10 @@ class FakeEngine:
 
     async def _version(self, _: Request) -> JSONResponse:
         return JSONResponse({"version": "fake"})
+
+    async def _count(self, request: Request) -> JSONResponse:
+        self.bodies.append(body := await request.json())
+        return JSONResponse({"input_tokens": len(body["messages"][-1]["content"])})
 
     async def _answer(self, request: Request):
         body = await request.json()

@@ -175,6 +175,15 @@ async def test_messages_are_read_and_recorded_as_chat_is(replica, stream):
     assert admission.refusal(said, said.reply) is None
 
 
+async def test_counting_tokens_is_no_reply(replica):
+    asked = {"model": "support", "messages": [{"role": "user", "content": "my flight"}]}
+    reply = await replica.client(asked, f"{MESSAGES}/count_tokens").ask()
+    assert (reply.status, reply.json()) == (200, {"input_tokens": 9})
+    assert replica.engine.bodies[0]["model"] in {"support@v1", "support@v2"}
+    assert await replica.stored() == []
+    assert replica.residency.report().inflight == {}
+
+
 async def test_what_a_tool_has_said_to_messages_is_recorded_and_not_learned_from(replica):
     result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "17:40"}]}
     await replica.client(chat() | {"messages": [result]}, MESSAGES).ask()

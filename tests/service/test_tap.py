@@ -147,6 +147,7 @@ def test_the_tool_calls_of_responses_are_read_whole_and_in_pieces():
     for tap in (pieces, whole(response)):
         assert tap.calls == [Call("find", '{"a": 1}')]
         assert (tap.words, tap.text) == ("", json.dumps([{"name": "find", "arguments": '{"a": 1}'}]))
+        assert tap.finish_reason == "tool_calls", "completed, but no words to learn from"
 
 
 def events(*said):
