@@ -36,7 +36,7 @@ port = {port}
 source = "builtin:smollm2-135m"
 name = "base"
 max_model_len = 512
-max_resident = 20
+max_resident = 22
 [engine]
 replicas = {replicas}
 max_num_seqs = 16

@@ -1,6 +1,7 @@
 """Hypothesis without clocks, since a slow machine is no failure; which of pytest's processes runs what; threads for a test."""
 
 import gc
+import os
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -8,6 +9,10 @@ from xdist.scheduler import LoadScopeScheduling
 
 settings.register_profile("learnd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("learnd")
+
+THREADS = "OMP_NUM_THREADS"
+os.environ.setdefault(THREADS, "1")
+"""For all that tests compute, but for daemons: on cores that are shared, each thread of a small product waits for the others."""
 
 WITH_DAEMONS = "tests/end_to_end"
 

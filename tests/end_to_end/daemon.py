@@ -14,6 +14,7 @@ import httpx
 import psutil
 
 from service.ingress import free_port
+from tests.conftest import THREADS
 
 LEARND = Path(sys.executable).parent / "learnd"
 
@@ -38,8 +39,10 @@ class Daemon:
     def start(self, *, wait: str = "/ready", seconds: float = 600) -> Daemon:
         config = self.folder / "learnd.toml"
         config.write_text(f"data_dir = '{self.folder / 'data'}'\n[http]\nport = {self.port}\n{self.settings}")
+        command, env = [LEARND, "serve", "--config", config], os.environ.copy()
+        env.pop(THREADS, None)
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([LEARND, "serve", "--config", config], stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=env)
         self.wait(wait, seconds)
         return self
 

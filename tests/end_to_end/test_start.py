@@ -1,13 +1,11 @@
 """Starts that are refused, each with what to do; nothing of the daemon is left running."""
 
 import json
-import signal
 import socket
 
 import pytest
 
 from tests.end_to_end.daemon import Daemon
-from tests.end_to_end.desk import wait_for
 
 
 @pytest.mark.parametrize(
@@ -35,15 +33,3 @@ def test_a_port_of_somebody_else_is_refused_after_a_while(tmp_path):
     with socket.create_server(("127.0.0.1", daemon.port)), pytest.raises(AssertionError, match=r"choose another http\.port"):
         daemon.start()
     assert "waiting up to" in daemon.log.read_text()
-
-
-def test_a_daemon_killed_alone_is_followed_at_once(tmp_path):
-    """SIGKILL to `learnd serve` only, as `kill -9` or the kernel does it: its children still hold the port for a moment."""
-    daemon = Daemon(tmp_path)
-    daemon.start(wait="/health", seconds=120)
-    daemon.process.kill()
-    daemon.process.wait(20)
-    daemon.start(wait="/health", seconds=120)  # the killed one's children answer this, as long as they live
-    wait_for(lambda: daemon.log.read_text().count("weights") == 2, 120, daemon.tail)
-    daemon.wait("/health", 60)
-    assert daemon.stop(signal.SIGTERM) == 0
