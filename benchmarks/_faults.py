@@ -9,11 +9,12 @@ import itertools
 import json
 import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-FAILING, DEADLY = "BENCH_FAILING_VERSION", "BENCH_DEADLY_VERSION"
+FAILING, DEADLY, ONCE = "BENCH_FAILING_VERSION", "BENCH_DEADLY_VERSION", "BENCH_FOLDER"
 REFUSAL = json.dumps({"error": {"message": "planted", "type": "server_error", "param": None, "code": 500}}).encode()
 SPARED = 2
 """Requests of the deadly version that a replica's engine survives."""
@@ -37,7 +38,7 @@ class EveryOther:
 
 
 class Deadly:
-    """Kill the engine, which is a child of this process, at the third request whose `model` is the deadly version."""
+    """Kill the engine, which is a child of this process, at the third request whose `model` is the deadly version; only once."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -46,11 +47,20 @@ class Deadly:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         is_of_it, again = await _read(scope, receive, self._deadly)
-        if is_of_it and next(self._numbers) == SPARED:
+        if is_of_it and next(self._numbers) == SPARED and _is_first():
             for child in psutil.Process().children():
                 if "EngineCore" in child.name():
                     child.kill()
         await self._app(scope, again, send)
+
+
+def _is_first() -> bool:
+    """Whether no other replica has been here: a file in the daemon's folder says so."""
+    try:
+        (Path(os.environ[ONCE]) / "killed").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 async def _read(scope: Any, receive: Any, version: str) -> tuple[bool, Callable[[], Awaitable[Any]]]:

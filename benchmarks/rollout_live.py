@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 from _desk import Desk
-from _faults import DEADLY, FAILING
+from _faults import DEADLY, FAILING, ONCE
 from _scenes import SCENES, Finding
 from _servers import Server
 from rich.console import Console
@@ -121,7 +121,8 @@ def _daemon(folder: Path, replicas: int) -> Server:
     )
     path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH", ""))))
     command = [sys.executable, "-m", "service.cli", "serve", "--config", str(config)]
-    return Server("learnd", folder, command, "/ready", port, PYTHONPATH=path, **{FAILING: "help@v1", DEADLY: "risk@v1"})
+    faults = {FAILING: "help@v1", DEADLY: "risk@v1", ONCE: str(folder)}
+    return Server("learnd", folder, command, "/ready", port, PYTHONPATH=path, **faults)
 
 
 async def play(daemon: Server, scenes: Sequence[str], console: Console) -> list[Finding]:

@@ -94,7 +94,7 @@ class Bisecting:
         found: Search | End = bisection.check(search)
         if row["probe"] is not None:
             said = jobs.get(conn, row["probe"])
-            found = bisection.proceed(search, bisection.outcome_of(said.verdict, row["slice"]))
+            found = bisection.proceed(search, bisection.said_of(said.verdict, row["slice"]))
         return _end(conn, row, found, now) if isinstance(found, End) else _try(conn, row, found, now)
 
 

@@ -1,9 +1,10 @@
 """Which of the new examples made a candidate lose a slice? Delta debugging: train on halves, keep the half that loses. Pure.
 
-All of the examples together have lost the slice. Each step trains on one half of those that are suspected: when that half loses
-the slice as well, the harmful ones are sought there, and when neither half does, it takes more of them than a half has, and the
-search ends. So whatever is named was itself seen to lose the slice, and at most two jobs are spent on each halving. (The simple
-case of Zeller & Hildebrandt 2002: it follows one half. Where both are harmful the other is found by the next search.)
+All of the examples together have lost the slice. Each step trains on both halves of those that are suspected, one after another:
+the harmful ones are sought in the half that loses the slice as well, and where both do, in the one that loses more of it, since a
+lesson in something else may cost the slice a little by mere forgetting. When neither half does, it takes more of them than a half
+has, and the search ends. So whatever is named was itself seen to lose the slice, and two jobs are spent on each halving. (The
+simple case of Zeller & Hildebrandt 2002: it follows one half. Where both are harmful the other is found by the next search.)
 
 A job on a handful of examples may lose a slice whichever they are. So before anybody is named as many of the others are tried,
 at most twice, those first that were seen to keep the slice: only where some of them keep it, it is those named that lose it.
@@ -11,12 +12,22 @@ at most twice, those first that were seen to keep the slice: only where some of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Outcome = Literal["loses", "keeps", "unknown"]
 """What training on some examples did to the slice; `unknown`: the job said nothing of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a job on some examples has shown."""
+
+    outcome: Outcome
+    loss: float = 0.0
+    """How far the candidate's mean score on the slice is below the champion's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +40,9 @@ class Search:
     """How many there were at first."""
     jobs_left: int
     is_second: bool = False
-    """The first half of them keeps the slice: it is the second one's turn."""
+    """The first half of them has been tried: it is the second one's turn."""
+    first: float | None = None
+    """What the first half has lost of the slice; None: it keeps it."""
     others: tuple[str, ...] = ()
     """Those no longer suspected, first the ones that were seen to keep the slice."""
     control: int = 0
@@ -69,21 +82,28 @@ def begin(suspects: Sequence[str], jobs: int) -> Search:
     return Search(tuple(suspects), len(suspects), jobs)
 
 
-def proceed(search: Search, outcome: Outcome) -> Search | End:
+def proceed(search: Search, said: Said) -> Search | End:
     """Go on from what the examples tried have shown: the next ones to try, or the end."""
     left = replace(search, jobs_left=search.jobs_left - 1)
+    loss = said.loss if said.outcome == "loses" else None
     if search.control:
-        return _compared(left, outcome)
-    if outcome == "unknown":
+        return _compared(left, said.outcome)
+    if said.outcome == "unknown":
         return _end(left, "a job came to no verdict")
-    if outcome == "loses":
-        half = search.half
-        rest = tuple(one for one in search.suspects if one not in half)
-        others = rest + search.others if search.is_second else search.others + rest
-        return check(replace(left, suspects=half, is_second=False, others=others))
-    if search.is_second:
+    if not search.is_second:
+        return check(replace(left, is_second=True, first=loss))
+    if loss is None and search.first is None:
         return _end(left, "neither half of them does it alone")
-    return check(replace(left, is_second=True))
+    return check(_halved(left, loss))
+
+
+def _halved(search: Search, second: float | None) -> Search:
+    """The half that loses more, with the rest among the others: in front where it keeps the slice."""
+    middle = len(search.suspects) // 2
+    halves = ((search.first, search.suspects[:middle]), (second, search.suspects[middle:]))
+    (_, half), (kept, rest) = sorted(halves, key=lambda one: -math.inf if one[0] is None else one[0], reverse=True)
+    others = rest + search.others if kept is None else search.others + rest
+    return replace(search, suspects=half, is_second=False, first=None, others=others)
 
 
 def check(search: Search) -> Search | End:
@@ -99,12 +119,13 @@ def lost(verdict: Mapping[str, Any] | None) -> str | None:
     return min(failed, key=lambda one: one["low"])["name"] if failed else None
 
 
-def outcome_of(verdict: Mapping[str, Any] | None, name: str) -> Outcome:
+def said_of(verdict: Mapping[str, Any] | None, name: str) -> Said:
     """What a verdict says of the slice `name`."""
     if verdict is None:
-        return "unknown"
+        return Said("unknown")
     found = [one for one in verdict["findings"] if one["must"] == "not_lose" and one["name"] == name]
-    return "loses" if any(one["outcome"] == "fail" for one in found) else "keeps"
+    failed = [one for one in found if one["outcome"] == "fail"]
+    return Said("loses", max(one["champion"] - one["candidate"] for one in failed)) if failed else Said("keeps")
 
 
 NARROW = 4
