@@ -77,7 +77,7 @@ async def poisoned(desk: Desk) -> Finding:
     await good(desk)
     began, first = time.monotonic(), len(desk.replies)
     async with desk.open():
-        wrong = await _mislead(desk, 10_500, LESSONS // 2)  # so near the right ones that the gate sees what they cost
+        wrong = await _mislead(desk, 10_500)  # so near the right ones, and so many, that the gate sees what they cost
         await desk.until(lambda told: bool(told["bisection"] and told["bisection"]["outcome"]))
     named, replies = await desk.held(), desk.replies[first:]
     failed = _failed(replies)

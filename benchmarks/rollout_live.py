@@ -86,7 +86,11 @@ LINES: dict[str, dict[str, Any]] = {
     "desk": BLIND,
     "care": BLIND,
     "shade": {**BLIND, "rollout": "shadow.share = 1\nshadow.min_pairs = 15\nshadow.max_busy = 8\nshadow.max_seconds = 60"},
-    "ward": {"learning": "learning_rate = 1e-3\nreplay_ratio = 0.25", "gate": "max_loss = 0.2\nbisect = true", "rollout": ""},
+    "ward": {
+        "learning": "learning_rate = 1e-3\nreplay_ratio = 0.25",
+        "gate": "max_loss = 0.2\nbisect = true\nbisect_jobs = 7",
+        "rollout": "",
+    },
     "firm": {**BLIND, "rollout": "anchor.holdback = 0.2\nanchor.alarm = 100\nanchor.revert = 1000\nanchor.reverts = true"},
     "help": BLIND,
     "risk": BLIND,

@@ -20,7 +20,7 @@ from service.journal import Journal, Json
 from service.registry import metadata
 from service.rollout import bisection, trials
 from service.rollout.bisection import End, Search
-from service.settings import Settings
+from service.settings import Line, Settings
 
 _search = Table(
     "bisection",
@@ -66,7 +66,7 @@ class Bisecting:
             switch.check(conn, self._settings.kill_switch, "freeze_training")
             if open_on(conn, job.line) is not None or _known(conn, job_id):
                 raise Conflict(f"job {job_id!r} is searched already, or another one of {job.line!r} is", param="job")
-            told = _open(conn, job, self._settings.lines[job.line].gate.bisect_jobs, now)
+            told = _open(conn, job, self._settings.lines[job.line], now)
             return told, told
 
         return self._journal.record("bisected", job.line, deed)
@@ -88,7 +88,7 @@ class Bisecting:
         if row is None:
             job = jobs.last(conn, line)
             assert job is not None, "it was due"
-            told = _open(conn, job, self._settings.lines[line].gate.bisect_jobs, now)
+            told = _open(conn, job, self._settings.lines[line], now)
             return "begin", told
         search = Search.from_json(row["search"])
         found: Search | End = bisection.check(search)
@@ -118,12 +118,13 @@ def _known(conn: Connection, job: str) -> bool:
     return conn.scalar(select(_search.c.seq).where(_search.c.job == job)) is not None
 
 
-def _open(conn: Connection, job: Job, most_jobs: int, now: float) -> Json:
+def _open(conn: Connection, job: Job, spec: Line, now: float) -> Json:
     fresh = [one for one in ledger.fresh(conn, job.line) if one.id in set(jobs.held(conn, job.id))]
     suspects = [one.id for one in fresh if one.split is Split.TRAIN]
     kept = [one.id for one in fresh if one.split is not Split.TRAIN]
     told: Json = {"job": job.id, "slice": bisection.lost(job.verdict), "does": "begin", "suspects": len(suspects)}
-    search = bisection.begin(suspects, most_jobs).to_json()
+    step = spec.learning.batch_size * spec.learning.accumulation
+    search = bisection.begin(suspects, spec.gate.bisect_jobs, step).to_json()
     plain = {"line": job.line, "job": job.id, "slice": told["slice"], "kept": kept, "search": search, "named": []}
     conn.execute(insert(_search).values(**plain, reason="", began_at=now))
     return told

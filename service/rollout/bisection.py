@@ -6,8 +6,9 @@ lesson in something else may cost the slice a little by mere forgetting. When ne
 has, and the search ends. So whatever is named was itself seen to lose the slice, and two jobs are spent on each halving. (The
 simple case of Zeller & Hildebrandt 2002: it follows one half. Where both are harmful the other is found by the next search.)
 
-A job on a handful of examples may lose a slice whichever they are. So before anybody is named as many of the others are tried,
-at most twice, those first that were seen to keep the slice: only where some of them keep it, it is those named that lose it.
+A job on a handful of examples may lose a slice whichever they are. So fewer than the batch of an optimiser step are never tried,
+and before anybody is named as many of the others are tried, at most twice, those first that were seen to keep the slice: only
+where some of them keep it, it is those named that lose it.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Search:
     """What the first half has lost of the slice; None: it keeps it."""
     others: tuple[str, ...] = ()
     """Those no longer suspected, first the ones that were seen to keep the slice."""
+    smallest: int = 1
+    """Fewer are not tried."""
     control: int = 0
     """Which control is tried, counted from 1; 0: none yet, the suspects are halved."""
 
@@ -77,9 +80,9 @@ class End:
     reason: str
 
 
-def begin(suspects: Sequence[str], jobs: int) -> Search:
-    """A search over the ids of what was trained on, with at most so many jobs."""
-    return Search(tuple(suspects), len(suspects), jobs)
+def begin(suspects: Sequence[str], jobs: int, smallest: int = 1) -> Search:
+    """A search over the ids of what was trained on, with at most so many jobs, each on `smallest` of them at least."""
+    return Search(tuple(suspects), len(suspects), jobs, smallest=smallest)
 
 
 def proceed(search: Search, said: Said) -> Search | End:
@@ -108,8 +111,8 @@ def _halved(search: Search, second: float | None) -> Search:
 
 def check(search: Search) -> Search | End:
     """The search itself when it can go on, else its end; the last job is kept for the control."""
-    if len(search.suspects) <= 1:
-        return _end(search, "it does it alone")
+    if len(search.suspects) // 2 < search.smallest:
+        return _end(search, "it does it alone" if search.smallest == 1 else f"no job is on fewer than {search.smallest} of them")
     return search if search.jobs_left > 1 else _end(search, "out of jobs")
 
 

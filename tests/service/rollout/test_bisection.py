@@ -98,6 +98,16 @@ class TestSearch:
         assert set(found.named) <= harmful
         assert not harmful & set(run(loses, step=hasty)[0].named)
 
+    @given(st.integers(1, 9))
+    def test_fewer_than_the_smallest_are_never_tried(self, smallest):
+        sizes, found = [], bisection.check(bisection.begin(IDS, 100, smallest))
+        while isinstance(found, Search):
+            sizes.append(len(found.half))
+            found = proceed(found, Said("loses", 1.0) if IDS[5] in found.half else KEEPS)
+        assert min(sizes) >= smallest
+        assert IDS[5] in found.named
+        assert len(found.named) < 2 * smallest
+
     @given(groups)
     def test_whatever_is_named_loses_the_slice_by_itself(self, harmful):
         """Also where it takes all of them together, which no half may have."""
@@ -170,8 +180,9 @@ class Guarded(World):
         return found.id, found.feedback_id
 
 
-def world_of(folder, count=24, **gate):
+def world_of(folder, count=24, batch_size=1, **gate):
     settings = {**QUICK["lines"][LINE], "trigger": {"min_examples": count, "cooldown_seconds": 0}}
+    settings["learning"] = {**settings.get("learning", {}), "batch_size": batch_size, "accumulation": 1}
     world = Guarded(folder, {"lines": {LINE: {**settings, "gate": {**settings["gate"], **gate}}}}, replicas=1)
     world.outcome = world.launcher.outcome = world.outcome_of
     world.demonstrate(count)
@@ -242,6 +253,17 @@ class TestOnTheWay:
         world.until(ended)
         assert (world.search()["outcome"], world.search()["named"]) == ("not_found", [])
         assert world.examples == {"fresh": 24}
+        world.writer.close()
+
+    def test_no_job_is_on_fewer_than_the_batch_of_a_step(self, tmp_path):
+        world = world_of(tmp_path, batch_size=5, bisect=True)
+        world.until(ended)
+        tries = [
+            one["body"] for one in world.read(lambda conn: audit.events(conn, LINE, "bisected")) if one["body"]["does"] == "try"
+        ]
+        assert min(one["examples"] for one in tries) >= 5
+        assert (world.search()["outcome"], world.search()["named"]) == ("not_found", [])
+        assert "no job is on fewer than 5 of them" in world.search()["reason"]
         world.writer.close()
 
     def test_a_job_that_dies_for_good_ends_it(self, world):
