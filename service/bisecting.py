@@ -114,6 +114,11 @@ def last(conn: Connection, line: str) -> Json | None:
     return {**{name: row[name] for name in names}, "suspects": len(row["search"]["suspects"])}
 
 
+def asked(conn: Connection, probe: str) -> int:
+    """How many examples that train the job had of which this one tries a part."""
+    return int(conn.execute(select(_search.c.search).where(_search.c.probe == probe)).scalar_one()["asked"])
+
+
 def _known(conn: Connection, job: str) -> bool:
     return conn.scalar(select(_search.c.seq).where(_search.c.job == job)) is not None
 

@@ -21,7 +21,7 @@ from replay import general, ledger, memory, opinions
 from replay.buffer import fill
 from replay.mixture import drawn_in_all
 from replay.records import Example, Message, Split
-from service import audit, job_folder, jobs, registry, suites, transitions
+from service import audit, bisecting, job_folder, jobs, registry, suites, transitions
 from service.decisions import JobState
 from service.errors import ArtifactInvalid, SettingsError
 from service.jobs import Job, State
@@ -191,6 +191,9 @@ class Training:
         own = self._settings.lines[job.line].learning
         learning = own.model_copy(update={"strategy": job.strategy or own.strategy})
         fresh, remembered = ledger.reserved(conn, job.id), memory.remembered(conn, job.line, learning.replay_capacity)
+        if job.trigger == jobs.BISECT:  # beside as much rehearsal as the whole had: else less of it would do the more harm
+            parts = bisecting.asked(conn, job.id) / max(1, sum(e.split is Split.TRAIN for e in fresh))
+            learning = learning.model_copy(update={"replay_ratio": learning.replay_ratio * parts})
         next_memory = fill([*remembered, *fresh], learning.replay_capacity, memory.SEED)
         seen, held = looks.turns(one.verdict for one in jobs.of(conn, job.line)), ledger.holdouts(conn, job.line)
         measured = [*(e.messages for some in held.values() for e in some), *(m for s in golden.values() for m in s.prompts())]

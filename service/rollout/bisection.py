@@ -6,9 +6,9 @@ lesson in something else may cost the slice a little by mere forgetting. When ne
 has, and the search ends. So whatever is named was itself seen to lose the slice, and two jobs are spent on each halving. (The
 simple case of Zeller & Hildebrandt 2002: it follows one half. Where both are harmful the other is found by the next search.)
 
-A job on a handful of examples may lose a slice whichever they are. So fewer than the batch of an optimiser step are never tried,
-and before anybody is named as many of the others are tried, at most twice, those first that were seen to keep the slice: only
-where some of them keep it, it is those named that lose it.
+A job on a handful of examples may lose a slice whichever they are. So each rehearses as much as the one that lost the slice, none
+is on fewer than the batch of an optimiser step, and before anybody is named as many of the others are tried, at most twice, those
+first that were seen to keep the slice: only where some of them keep it, it is those named that lose it.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def proceed(search: Search, said: Said) -> Search | End:
     if not search.is_second:
         return check(replace(left, is_second=True, first=loss))
     if loss is None and search.first is None:
-        return _end(left, "neither half of them does it alone")
+        return _end(left, "neither half of them does it alone", math.ceil(search.asked / HALF))
     return check(_halved(left, loss))
 
 
@@ -131,14 +131,16 @@ def said_of(verdict: Mapping[str, Any] | None, name: str) -> Said:
     return Said("loses", max(one["champion"] - one["candidate"] for one in failed)) if failed else Said("keeps")
 
 
-NARROW = 4
-"""What is named is held when it is at most this part of all: a search that ended early accuses too many."""
+NARROW, HALF = 4, 2
+"""What is named is held when it is at most this part of all: a quarter where the search ended early, since it accuses too many
+then, and a half where it takes all of them."""
 CONTROLS = 2
 """Of as many others each: in one of them there may be harmful ones too."""
 
 
-def _end(search: Search, why: str) -> Search | End:
-    if len(search.suspects) * NARROW > search.asked or len(search.others) < len(search.suspects) or search.jobs_left < 1:
+def _end(search: Search, why: str, most: int | None = None) -> Search | End:
+    most = search.asked // NARROW if most is None else most
+    if len(search.suspects) > most or len(search.others) < len(search.suspects) - 1 or search.jobs_left < 1:
         return End("not_found", (), f"{_lose(search)}: {why}")
     return replace(search, control=1)
 

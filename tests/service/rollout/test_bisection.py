@@ -114,6 +114,16 @@ class TestSearch:
         found, _ = run(lambda half: harmful <= set(half))
         assert not found.named or harmful <= set(found.named)
 
+    @pytest.mark.parametrize("count", [63, 64])
+    def test_a_half_is_named_where_it_takes_all_of_it_and_no_more(self, count):
+        suspects, middle = IDS[:count], count // 2
+        found, _ = run(lambda half: set(suspects[middle:]) <= set(half), suspects)
+        assert found == End(
+            "found", suspects[middle:], f"{count - middle} of {count} examples lose the slice, as many others keep it"
+        )
+        early, _ = run(lambda half: set(suspects[middle:]) <= set(half), suspects, jobs=4)
+        assert early.named == (), "out of jobs, nobody knows whether it takes all of them"
+
     def test_the_variant_that_trusts_accuses_the_innocent(self):
         harmful = {IDS[0], IDS[63]}
         assert run(lambda half: harmful <= set(half))[0] == End(
@@ -221,6 +231,20 @@ class TestOnTheWay:
         assert 4 <= steps.count("try") <= 10
         shown = world.read(lambda conn: status.stored(conn, world.settings, world.now))["lines"][LINE]["bisection"]
         assert json.loads(json.dumps(shown)) == shown
+
+    def test_a_part_is_learned_beside_as_much_rehearsal_as_the_whole(self, tmp_path):
+        world = world_of(tmp_path, bisect=True)
+        world.until(ended)
+        found = []
+        for folder in (world.settings.data_dir / "jobs").iterdir():
+            rows = [json.loads(row) for row in (folder / "examples.jsonl").read_text().splitlines()]
+            ratio = json.loads((folder / "spec.json").read_text())["learning"]["replay_ratio"]
+            found.append((ratio, sum(row["split"] == "train" for row in rows)))
+        whole, *halves = sorted(found, key=lambda one: -one[1])
+        assert len(halves) >= 4
+        assert whole[0] == world.settings.lines[LINE].learning.replay_ratio > 0
+        assert all(ratio * count == pytest.approx(whole[0] * whole[1]) for ratio, count in halves)
+        world.writer.close()
 
     def test_meanwhile_nothing_else_takes_the_examples(self, world):
         world.until(lambda w: w.search() is not None)
