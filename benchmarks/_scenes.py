@@ -34,11 +34,11 @@ class Finding:
     is_as_it_should: bool
 
 
-async def good(desk: Desk, lessons: int = LESSONS) -> Finding:
+async def good(desk: Desk) -> Finding:
     """A candidate that its customers like goes live by itself."""
     began = time.monotonic()
     async with desk.open():
-        await desk.teach("colour", lambda _: "red", 10_000, lessons)
+        await desk.teach("colour", lambda _: "red", 10_000)
         await desk.until(lambda told: told["champion"] == f"{desk.line}@v1")
     return await _found("good", desk, 0, began, lambda told: told["state"] == "live" and told["has_passed"])
 
@@ -74,7 +74,7 @@ async def shadowed(desk: Desk) -> Finding:
 
 async def poisoned(desk: Desk) -> Finding:
     """A candidate that lost a slice is rejected by the gate, and the examples that did it are named and held."""
-    await good(desk, LESSONS + LESSONS // 2)
+    await good(desk)
     began, first = time.monotonic(), len(desk.replies)
     async with desk.open():
         wrong = await _mislead(desk, 10_500)  # so near the right ones, and so many, that the gate sees what they cost

@@ -60,7 +60,7 @@ batch_size = 8
 accumulation = 1
 max_length = 128
 [lines.{name}.trigger]
-min_examples = {examples}
+min_examples = 44
 cooldown_seconds = 0
 [lines.{name}.drift]
 is_trigger = false
@@ -80,14 +80,13 @@ bake.holdback = 0
 kind = "error"
 margin = 0.3
 """
-BLIND = {"examples": 44, "learning": 'strategy = "naive"\nlearning_rate = 2e-3', "gate": "max_loss = 1", "rollout": ""}
+BLIND = {"learning": 'strategy = "naive"\nlearning_rate = 2e-3', "gate": "max_loss = 1", "rollout": ""}
 """It learns whatever it is told, and its gate overlooks what an older slice loses, so that others must find it."""
 LINES: dict[str, dict[str, Any]] = {
     "desk": BLIND,
     "care": BLIND,
     "shade": {**BLIND, "rollout": "shadow.share = 1\nshadow.min_pairs = 15\nshadow.max_busy = 8\nshadow.max_seconds = 60"},
     "ward": {
-        "examples": 70,
         "learning": "learning_rate = 1e-3\nreplay_ratio = 0.25",
         "gate": "max_loss = 0.2\nbisect = true\nbisect_jobs = 7",
         "rollout": "",
