@@ -31,14 +31,19 @@ def feed(url, acknowledged, numbers, stop):
                 acknowledged.append(identity)
 
 
+def start(daemon, number):
+    """Start it for the so manieth time; returns when it answers itself, and not what the killed one has left."""
+    daemon.start(wait="/health", seconds=120)
+    wait_for(lambda: daemon.log.read_text().count("weights") == number, 120, daemon.tail)
+    daemon.wait("/health", 60)
+
+
 def test_nothing_acknowledged_is_lost(tmp_path):
     chance = random.Random(7)
     numbers, acknowledged = iter(range(10**9)), []
     daemon = Daemon(tmp_path)
     for number in range(KILLS):
-        daemon.start(wait="/health", seconds=120)
-        wait_for(lambda number=number: daemon.log.read_text().count("weights") == number + 1, 120, daemon.tail)
-        daemon.wait("/health", 60)  # its own: until then those of the killed one may have answered
+        start(daemon, number + 1)
         before, stop = len(acknowledged), threading.Event()
         feeder = threading.Thread(target=feed, args=(daemon.url, acknowledged, numbers, stop))
         feeder.start()
@@ -52,7 +57,7 @@ def test_nothing_acknowledged_is_lost(tmp_path):
         stop.set()
         feeder.join()
         assert len(acknowledged) > before, daemon.tail()
-    daemon.start(wait="/health", seconds=120)
+    start(daemon, KILLS + 1)
     try:
         with httpx.Client(base_url=daemon.url, timeout=30) as http:
             wait_for(lambda: http.get("/api/status").status_code == 200, 120, daemon.tail)  # /health is there before the keeper

@@ -8,11 +8,12 @@ import itertools
 import pytest
 from fakes import BASE, Client, FakeEngine, FakeKeeper, settle, state, write_version
 from starlette.responses import StreamingResponse
-from structlog.testing import capture_logs
+from structlog.testing import CapturingLogger
 
 from replay import admission
 from replay.outcomes import is_failure
 from replay.records import Arm
+from service import exchange
 from service.errors import NotReady
 from service.exchange import Clock
 from service.gateway import Gateway
@@ -359,18 +360,18 @@ async def test_keys_are_asked_for(tmp_path):
     assert [said.principal for said in await replica.stored()] == ["app"]
 
 
-async def test_a_key_may_come_as_anthropic_s_clients_send_it_and_is_told_to_nobody(tmp_path):
+async def test_a_key_may_come_as_anthropic_s_clients_send_it_and_is_told_to_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(exchange, "log", logged := CapturingLogger())
     keys = {"app": {"sha256": hashlib.sha256(b"s3cret").hexdigest(), "scopes": ["infer"]}}
     replica = Replica(tmp_path, keys=keys)
     await replica.residency.start()
-    with capture_logs() as logged:
-        wrong = await replica.client(chat(), MESSAGES, x_api_key="s3cret2").ask()
-        failed = await replica.client(chat(text="explode"), MESSAGES, x_api_key="s3cret").ask()
-        right = await replica.client(chat(), MESSAGES, x_api_key="s3cret").ask()
+    wrong = await replica.client(chat(), MESSAGES, x_api_key="s3cret2").ask()
+    failed = await replica.client(chat(text="explode"), MESSAGES, x_api_key="s3cret").ask()
+    right = await replica.client(chat(), MESSAGES, x_api_key="s3cret").ask()
     assert (wrong.status, failed.status, right.status) == (401, 500, 200)
     assert (wrong.json()["type"], wrong.json()["error"]["type"]) == ("error", "authentication_error")
-    assert logged
-    assert "s3cret" not in f"{logged} {wrong.body} {failed.body} {right.body}"
+    assert [call.args for call in logged.calls] == [("engine_failed",)]
+    assert "s3cret" not in f"{logged.calls} {wrong.body} {failed.body} {right.body}"
     assert [said.principal for said in await replica.stored()] == ["app", "app"]
 
 
