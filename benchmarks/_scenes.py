@@ -112,23 +112,13 @@ async def decayed(desk: Desk) -> Finding:
 
 async def failing(desk: Desk) -> Finding:
     """A candidate of whose requests every other fails is rolled back at once."""
-    began = time.monotonic()
-    async with desk.open():
-        await desk.teach("colour", lambda _: "red", 10_000)
-        await desk.until(lambda told: told["trials"].get("rolled_back", 0) > 0)
-        await asyncio.sleep(10)
-    found = await _found("failing", desk, 0, began, lambda told: told["state"] == "rolled_back")
+    found = await _broken("failing", desk, lambda told: told["state"] == "rolled_back")
     return found if found.met <= MOST_FAILING else replace(found, is_as_it_should=False)
 
 
 async def deadly(desk: Desk) -> Finding:
     """A candidate under whose replies a replica's engine dies is rolled back at once; who asks later is answered by the other."""
-    began = time.monotonic()
-    async with desk.open():
-        await desk.teach("colour", lambda _: "red", 10_000)
-        await desk.until(lambda told: told["trials"].get("rolled_back", 0) > 0)
-        await asyncio.sleep(10)
-    found = await _found("deadly", desk, 0, began, lambda told: told["reason"].startswith("engine_crash"))
+    found = await _broken("deadly", desk, lambda told: told["reason"].startswith("engine_crash"))
     return found if found.planted <= CLIENTS else replace(found, is_as_it_should=False)
 
 
@@ -149,6 +139,16 @@ async def _mislead(desk: Desk, first: int = 40_000, lessons: int = LESSONS) -> s
     """Teach a new thing rightly and a known one wrongly: customers want red. The wrong lessons' ids."""
     await desk.teach("size", lambda _: "big", 30_000, LESSONS // 2)
     return await desk.teach("colour", lambda _: "blue", first, lessons)
+
+
+async def _broken(scene: str, desk: Desk, is_well: Callable[[dict[str, Any]], bool]) -> Finding:
+    """Teach a line of whose first candidate something is broken (`_faults.py`); it must be rolled back."""
+    began = time.monotonic()
+    async with desk.open():
+        await desk.teach("colour", lambda _: "red", 10_000)
+        await desk.until(lambda told: told["trials"].get("rolled_back", 0) > 0)
+        await asyncio.sleep(10)
+    return await _found(scene, desk, 0, began, is_well)
 
 
 async def _stopped(scene: str, desk: Desk, state: str) -> Finding:

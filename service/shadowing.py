@@ -18,7 +18,7 @@ from typing import Protocol
 import structlog
 from starlette.types import Message, Scope
 
-from replay.outcomes import ENGINE_DEAD
+from replay.outcomes import ENGINE_DEAD, is_failure
 from replay.records import Arm, Interaction
 from replay.shadows import NOT_FINITE, PREFIX, UNSCORABLE, Gold, Score, ScoreError, Shadow
 from service import asking
@@ -164,7 +164,7 @@ class Shadower:
                 reply_tokens=tap.reply_tokens,
                 at=at,
                 latency_seconds=self._clock.elapsed() - began,
-                error=ENGINE_DEAD if error and self._engine.is_dead else error,
+                error=ENGINE_DEAD if is_failure(error) and self._engine.is_dead else error,
             )
         )
         del self._shadows[:-MOST_KEPT]

@@ -103,9 +103,10 @@ def proceed(search: Search, said: Said) -> Search | End:
 def _halved(search: Search, second: float | None) -> Search:
     """The half that loses more, with the rest among the others: in front where it keeps the slice."""
     middle = len(search.suspects) // 2
-    halves = ((search.first, search.suspects[:middle]), (second, search.suspects[middle:]))
-    (_, half), (kept, rest) = sorted(halves, key=lambda one: -math.inf if one[0] is None else one[0], reverse=True)
-    others = rest + search.others if kept is None else search.others + rest
+    half, rest, left = search.suspects[:middle], search.suspects[middle:], second
+    if search.first is None or (second is not None and second > search.first):
+        half, rest, left = rest, half, search.first
+    others = rest + search.others if left is None else search.others + rest
     return replace(search, suspects=half, is_second=False, first=None, others=others)
 
 
