@@ -1,4 +1,4 @@
-"""LoRA on the base: attach, warm start, write, and refuse what vLLM cannot serve. The only door to peft.
+"""LoRA on the base: attach, warm start, read and write. The only door to peft.
 
 Adapter weights are fp32 over the base's own dtype; every linear layer but the output head is adapted.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -15,30 +14,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import Linear, LoraLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from learners import compressed, subspace
-from learners.base import adaptable_modules
+from learners import compressed, fused, subspace
 from learners.initial import MIRRORED, balanced, begin, freeze_half
+from learners.servable import CONFIG, WEIGHTS, Unservable, check_coverage
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-FOREIGN = ("modules_to_save", "rank_pattern", "alpha_pattern", "use_dora", "trainable_token_indices", "target_parameters")
-"""Settings of peft that vLLM ignores or refuses: an adapter with one would serve something else than was trained."""
-CHANGES_ITS_BASE = {"pissa", "olora", "corda", "loftq"}
-"""Beginnings of peft's that an adapter was trained beside a base of its own with."""
 NO_EMBEDDINGS = {"save_embedding_layers": False}
 """Else peft asks the hub, over the network, for the base's vocabulary each time it writes or lists weights."""
 REFERENCE = "ref"
 """What TRL calls the adapter that it makes and compares with."""
-KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight$")
 
 
-class Unservable(Exception):
-    """The adapter is damaged, foreign, or of a form that the engine does not serve; the message says which."""
+class _Fused(Linear):  # type: ignore[misc] # peft is untyped
+    """PEFT's layer, which computes by `learners.fused` what one plain adapter on a frozen layer does."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """See `peft.tuners.lora.Linear`."""
+        name, base = self._plain(), self.base_layer
+        if name is None or args or kwargs or type(base) is not torch.nn.Linear or base.weight.requires_grad:
+            theirs: torch.Tensor = super().forward(x, *args, **kwargs)
+            return theirs
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        return fused.adapted(x, base.weight, base.bias, a, b, self.scaling[name])
+
+    def _plain(self) -> str | None:
+        """The adapter that is at work, if it is one alone and no more than its two factors."""
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        if len(active) != 1 or self.disable_adapters or self.merged:
+            return None
+        (name,) = active
+        is_dropping = isinstance(self.lora_dropout[name], torch.nn.Dropout) and self.training
+        return None if is_dropping or name in self.lora_variant or self.lora_bias[name] else str(name)
 
 
 def load_base(path: Path, dtype: str = "bfloat16") -> tuple[Any, Any]:
@@ -53,6 +63,8 @@ def load_base(path: Path, dtype: str = "bfloat16") -> tuple[Any, Any]:
     model = compressed.load(path, scheme, kind) if scheme else AutoModelForCausalLM.from_pretrained(path, dtype=kind)
     model.config.use_cache = False
     model.requires_grad_(requires_grad=False)
+    if model.config._attn_implementation == "sdpa":  # noqa: SLF001 - transformers has no other word for it
+        model.set_attn_implementation(fused.ATTENTION)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
@@ -66,10 +78,12 @@ def attach(
     seed: int,
     init: str = "default",
     rslora: bool = False,
+    is_fused: bool = True,
 ) -> Any:
     """A trainable adapter on the base: a warm start from the parent's folder, else a fresh one, whose effect is zero.
 
-    `init` is one of `learners.initial.INITS`; with `rslora` the scale is alpha/√rank in place of alpha/rank. Raises
+    `init` is one of `learners.initial.INITS`; with `rslora` the scale is alpha/√rank in place of alpha/rank. `is_fused` computes
+    by `learners.fused`, which no worker can that holds a part of each layer. Raises
     `Unservable` when the parent's rank, alpha or kind of scale differ from what is asked, since a line keeps its shape, and when
     its weights do not fill the adapter exactly: peft itself would leave the rest at random with no more than a warning.
     """
@@ -79,14 +93,16 @@ def attach(
         if had != asked:
             told, wanted = ("rank {}, alpha {}, rslora {}".format(*shape) for shape in (had, asked))
             raise Unservable(f"the parent has {told}, the settings ask for {wanted}: a line keeps its shape")
-        model = PeftModel.from_pretrained(base, parent, is_trainable=True, torch_device="cpu")
-        _check_coverage(set(load_file(parent / WEIGHTS)), set(get_peft_model_state_dict(model, **NO_EMBEDDINGS)))
+        shape = _with_layers(PeftConfig.from_pretrained(parent), is_fused=is_fused)
+        model = PeftModel.from_pretrained(base, parent, is_trainable=True, config=shape, torch_device="cpu")
+        check_coverage(set(load_file(parent / WEIGHTS)), set(get_peft_model_state_dict(model, **NO_EMBEDDINGS)))
         # A version names its base without a path; peft asks the hub about such a name at each checkpoint.
         model.peft_config["default"].base_model_name_or_path = base.name_or_path
         return model
     torch.manual_seed(seed)
-    shape = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "use_rslora": rslora}
-    model = get_peft_model(base, LoraConfig(**shape, target_modules="all-linear", task_type="CAUSAL_LM"))
+    fresh = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "use_rslora": rslora}
+    shape = LoraConfig(**fresh, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(base, _with_layers(shape, is_fused=is_fused))
     if init != "default":
         renew(model, seed, init)
     return model
@@ -161,7 +177,7 @@ def release(model: Any) -> None:
 def read_into(model: Any, folder: Path) -> None:
     """Give the adapter the weights that `write` left in a folder."""
     weights = load_file(folder / WEIGHTS)
-    _check_coverage(set(weights), set(factors(model)))
+    check_coverage(set(weights), set(factors(model)))
     with torch.no_grad():
         for name, factor in factors(model).items():
             factor.copy_(weights[name])
@@ -170,7 +186,7 @@ def read_into(model: Any, folder: Path) -> None:
 def refer(model: Any, champion: Mapping[str, torch.Tensor]) -> None:
     """Make the adapter that TRL compares with compute what the champion does; its factors are named as `factors` names them."""
     found = {name.replace(f".{REFERENCE}.", "."): p for name, p in model.named_parameters() if f".{REFERENCE}." in name}
-    _check_coverage(set(champion), set(found))
+    check_coverage(set(champion), set(found))
     with torch.no_grad():
         for name, factor in found.items():
             factor.copy_(champion[name])
@@ -192,20 +208,11 @@ def write(model: Any, folder: Path, base_name: str) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True))
 
 
-def check(folder: Path, max_rank: int, base: Path | None = None) -> None:
-    """Raise `Unservable` unless the folder holds a plain, finite LoRA of uniform rank and alpha that vLLM serves.
-
-    With the base's folder, also unless it adapts exactly the modules of that base that its config names.
-    """
-    config = _config(folder)
-    _check_config(config, max_rank)
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise Unservable(f"{folder / WEIGHTS} cannot be read: {error}") from None
-    _check_weights(weights, int(config["r"]))
-    if base is not None:
-        _check_coverage(set(weights), _expected(base, config["target_modules"]))
+def _with_layers(shape: Any, *, is_fused: bool) -> Any:
+    """The configuration, with our kind of layer or peft's own; it is not written with it."""
+    if is_fused:
+        shape._register_custom_module({torch.nn.Linear: _Fused})  # noqa: SLF001 - peft documents it by this name
+    return shape
 
 
 def _layers(model: Any) -> Iterator[Any]:
@@ -230,54 +237,3 @@ def _fill(module: Any, a: torch.Tensor, b: torch.Tensor) -> None:
 
 def _without_first(gradient: torch.Tensor, *, dim: int, count: int) -> torch.Tensor:
     return gradient.index_fill(dim, torch.arange(count, device=gradient.device), 0)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
-        raise Unservable(f"{folder} holds pickled weights: only safetensors are read")
-    try:
-        return dict(json.loads((folder / CONFIG).read_text()))
-    except (OSError, ValueError) as error:
-        raise Unservable(f"{folder / CONFIG} cannot be read: {error}") from None
-
-
-def _check_config(config: Mapping[str, Any], max_rank: int) -> None:
-    if config.get("peft_type") != "LORA":
-        raise Unservable(f"peft_type is {config.get('peft_type')!r}: only plain LoRA is served")
-    foreign = [name for name in FOREIGN if config.get(name)]
-    if str(config.get("init_lora_weights")).split("_")[0].lower() in CHANGES_ITS_BASE:
-        foreign.append(f"init_lora_weights {config['init_lora_weights']!r}")
-    if foreign or config.get("bias", "none") != "none":
-        raise Unservable(f"the adapter uses {', '.join(foreign) or 'bias'}, which the engine does not serve")
-    if not 1 <= int(config["r"]) <= max_rank:
-        raise Unservable(f"rank {config['r']} is over base.max_rank {max_rank}")
-
-
-def _check_weights(weights: Mapping[str, torch.Tensor], rank: int) -> None:
-    modules: dict[str, set[str]] = {}
-    for key, tensor in weights.items():
-        match = KEY.match(key)
-        if match is None:
-            raise Unservable(f"{key} is no LoRA weight")
-        if not torch.isfinite(tensor).all():
-            raise Unservable(f"{key} is not finite")
-        if tensor.shape[0 if match["factor"] == "A" else 1] != rank:
-            raise Unservable(f"{key} has the shape {tuple(tensor.shape)}, not rank {rank}")
-        modules.setdefault(match["module"], set()).add(match["factor"])
-    halves = [module for module, factors in modules.items() if factors != {"A", "B"}]
-    if halves or not modules:
-        raise Unservable(f"{halves[0] if halves else 'every module'} lacks one of its two factors")
-
-
-def _expected(base: Path, targets: Any) -> set[str]:
-    """The keys of an adapter on all modules of the base that may be adapted and have a name in `targets`."""
-    if not isinstance(targets, list):
-        raise Unservable(f"target_modules is {targets!r}, not a list of names")
-    wanted = {module for module in adaptable_modules(base) if any(f".{module}".endswith(f".{target}") for target in targets)}
-    return {f"base_model.model.{module}.lora_{factor}.weight" for module in wanted for factor in "AB"}
-
-
-def _check_coverage(found: set[str], expected: set[str]) -> None:
-    for keys, told in ((expected - found, "lacks"), (found - expected, "has, but the base has no place for,")):
-        if keys:
-            raise Unservable(f"the adapter {told} {min(keys)} and {len(keys) - 1} more")

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from learners.adapter import CONFIG, WEIGHTS, Unservable
-from learners.adapter import check as check_adapter
 from learners.base import BaseModel
+from learners.servable import CONFIG, WEIGHTS, Unservable
+from learners.servable import check as check_adapter
 
 MANIFEST, FINGERPRINT, CONSOLIDATION, COMPLETE = "manifest.json", "fingerprint.json", "consolidation.safetensors", "COMPLETE"
 

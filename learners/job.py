@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from learners import adapter, afterwards, artifact, pace, precision
+from learners import adapter, afterwards, artifact, pace, precision, servable
 from learners.base import BaseModel, from_json
 from learners.comparison import NEUTRAL_FILE, Comparison
 from learners.encode import Encoded, Unencodable, encode, key_of
@@ -58,9 +58,10 @@ class _Update:
         self._parent = Path(self._spec["parent"]) if self._spec["parent"] else None
         if self._parent is not None:
             artifact.check_base(self._parent, self._base)
+        self._is_sharded = is_sharded({**self._settings, **self._spec.get("trainer", {})})
         model, self._tokenizer = adapter.load_base(self._base.path, self._kind)
         self._data = _Data(folder, self._tokenizer, self._settings["max_length"])
-        self._shape = _shape(self._settings)
+        self._shape = {**_shape(self._settings), "is_fused": not self._is_sharded}
         trained = folder / "trained"
         self.is_trained = trained.exists()
         self._model = adapter.attach(model, trained if self.is_trained else self._parent, **self._shape)
@@ -120,7 +121,7 @@ class _Update:
             self._model, self._tokenizer, training, data.validation(), options, self._kind, self._folder / "checkpoints",
             lambda told: self._report({"phase": "training", **told}), penalty, distillation, rehearsed,
         )  # fmt: skip
-        if is_sharded(options) and self._is_main:
+        if self._is_sharded and self._is_main:
             base = adapter.load_base(self._base.path, self._kind)[0]
             self._model = adapter.attach(base, self._folder / "checkpoints" / GATHERED, **self._shape)
         if is_stacked:
@@ -234,7 +235,7 @@ def _finish(
     aside = folder / ".artifact"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    for name in (adapter.WEIGHTS, adapter.CONFIG):
+    for name in (servable.WEIGHTS, servable.CONFIG):
         shutil.copyfile(folder / "trained" / name, aside / name)
     artifact.seal(aside, _manifest(folder, spec, base, data), _fingerprint(model, tokenizer, data.of("train")[:4]), state)
     shutil.rmtree(folder / "artifact", ignore_errors=True)

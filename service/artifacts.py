@@ -14,7 +14,7 @@ def validator(base: BaseModel, max_rank: int) -> Callable[[Path], str]:
 
     def validate(folder: Path) -> str:
         from learners import artifact  # here, since it brings torch: who never validates starts without it
-        from learners.adapter import Unservable
+        from learners.servable import Unservable
 
         try:
             return artifact.check(folder, base, max_rank)

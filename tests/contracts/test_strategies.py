@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from learners import adapter, artifact, job
+from learners import adapter, artifact, job, servable
 from learners.base import as_json
 from learners.evaluate import logprobs
 from learners.strategy import STRATEGIES
@@ -105,7 +105,7 @@ def measured(folder):
 def test_it_learns_and_what_it_makes_is_served(life):
     for folder in (life.first, life.second):
         artifact.check(folder / "artifact", life.base, SHAPE["rank"])
-    config = json.loads((life.second / "artifact" / adapter.CONFIG).read_text())
+    config = json.loads((life.second / "artifact" / servable.CONFIG).read_text())
     assert (config["r"], config["lora_alpha"]) == (SHAPE["rank"], SHAPE["alpha"])
     told = measured(life.second)["trains"]
     assert sum(told["candidate"]["loglik"]) > sum(told["champion"]["loglik"]) + 1
@@ -126,7 +126,7 @@ def test_a_candidate_that_is_rejected_leaves_every_byte_as_it_was(life):
 def test_taken_back_to_its_parent_a_line_learns_the_same_again_even_across_a_death(life):
     """The seed says all, and the state is the parent's: nothing of the version between has reached it."""
     assert life.was_saved
-    for file in (adapter.WEIGHTS, artifact.CONSOLIDATION):
+    for file in (servable.WEIGHTS, artifact.CONSOLIDATION):
         paths = [folder / "artifact" / file for folder in (life.second, life.again)]
         assert paths[0].exists() == paths[1].exists()
         if paths[0].exists():

@@ -5,8 +5,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from learners import adapter
-from learners.adapter import Unservable
+from learners import adapter, servable
+from learners.servable import Unservable
 
 SHAPE = {"rank": 4, "alpha": 8, "dropout": 0.0, "seed": 0}
 IDS = torch.tensor([[5, 9, 11, 30]], device="cuda" if torch.cuda.is_available() else "cpu")  # where `load_base` puts a model
@@ -45,8 +45,8 @@ def test_a_warm_start_answers_as_its_parent_did(adapted, base, tmp_path):
 
 def test_plain_peft_reads_it(adapted, base, tmp_path):
     adapter.write(moved(adapted), tmp_path / "v1", "tiny")
-    assert sorted(f.name for f in (tmp_path / "v1").iterdir()) == [adapter.CONFIG, adapter.WEIGHTS]
-    assert json.loads((tmp_path / "v1" / adapter.CONFIG).read_text())["base_model_name_or_path"] == "tiny"
+    assert sorted(f.name for f in (tmp_path / "v1").iterdir()) == [servable.CONFIG, servable.WEIGHTS]
+    assert json.loads((tmp_path / "v1" / servable.CONFIG).read_text())["base_model_name_or_path"] == "tiny"
     plain = PeftModel.from_pretrained(adapter.load_base(base.path, "float32")[0], tmp_path / "v1")
     assert torch.allclose(plain(IDS).logits, adapted(IDS).logits, atol=1e-5)
 
@@ -58,13 +58,13 @@ def test_a_line_keeps_its_shape(written, another, key):
 
 
 def change_weights(folder, change):
-    weights = load_file(folder / adapter.WEIGHTS)
+    weights = load_file(folder / servable.WEIGHTS)
     change(weights)
-    save_file(weights, folder / adapter.WEIGHTS)
+    save_file(weights, folder / servable.WEIGHTS)
 
 
 def test_what_is_whole_is_served(written, base):
-    adapter.check(written, 16, base.path)
+    servable.check(written, 16, base.path)
 
 
 @pytest.mark.parametrize(
@@ -82,18 +82,18 @@ def test_what_is_whole_is_served(written, base):
 def test_damaged_or_foreign_weights_are_refused(written, base, change, said):
     change_weights(written, change)
     with pytest.raises(Unservable, match=said):
-        adapter.check(written, 16, base.path)
+        servable.check(written, 16, base.path)
 
 
 def test_a_head_is_refused_also_when_the_config_names_it(written, base):
     """The base's head is a matrix of its own here: what bars it is that no layer holds it."""
     assert "lm_head.weight" in load_file(base.path / "model.safetensors")
-    config = json.loads((written / adapter.CONFIG).read_text())
+    config = json.loads((written / servable.CONFIG).read_text())
     config["target_modules"].append("lm_head")
-    (written / adapter.CONFIG).write_text(json.dumps(config))
+    (written / servable.CONFIG).write_text(json.dumps(config))
     change_weights(written, lambda w: w.update({f"base_model.model.lm_head.lora_{f}.weight": torch.ones(4, 4) for f in "AB"}))
     with pytest.raises(Unservable, match="no place for"):
-        adapter.check(written, 16, base.path)
+        servable.check(written, 16, base.path)
 
 
 def test_a_partial_parent_is_no_start(written, another):
@@ -104,25 +104,25 @@ def test_a_partial_parent_is_no_start(written, another):
 
 @pytest.mark.parametrize("key", ["use_dora", "modules_to_save", "rank_pattern", "alpha_pattern"])
 def test_what_the_engine_would_serve_wrongly_is_refused(written, key):
-    config = json.loads((written / adapter.CONFIG).read_text()) | {key: {"x": 1}}
-    (written / adapter.CONFIG).write_text(json.dumps(config))
+    config = json.loads((written / servable.CONFIG).read_text()) | {key: {"x": 1}}
+    (written / servable.CONFIG).write_text(json.dumps(config))
     with pytest.raises(Unservable, match=key):
-        adapter.check(written, 16)
+        servable.check(written, 16)
 
 
 def test_too_high_a_rank_is_refused(written):
     with pytest.raises(Unservable, match=r"over base\.max_rank 2"):
-        adapter.check(written, 2)
+        servable.check(written, 2)
 
 
 def test_pickles_are_refused(written):
     (written / "adapter_model.bin").touch()
     with pytest.raises(Unservable, match="only safetensors"):
-        adapter.check(written, 16)
+        servable.check(written, 16)
 
 
 def test_a_torn_file_is_refused(written):
-    weights = written / adapter.WEIGHTS
+    weights = written / servable.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(Unservable, match="cannot be read"):
-        adapter.check(written, 16)
+        servable.check(written, 16)

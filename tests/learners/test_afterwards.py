@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboardX import event_file_writer
 
-from learners import adapter, afterwards, artifact, job
+from learners import adapter, afterwards, artifact, job, servable
 from learners.base import as_json
 from learners.tracking import FOLDER
 from replay.records import Example, Opinion, Source, Split
@@ -101,7 +101,7 @@ def manifest(version):
 
 
 def weights(version):
-    return load_file(version / adapter.WEIGHTS)
+    return load_file(version / servable.WEIGHTS)
 
 
 def test_thumbs_and_pairs_follow_the_examples_and_the_result_is_served(whole, base):
@@ -117,7 +117,7 @@ def test_thumbs_and_pairs_follow_the_examples_and_the_result_is_served(whole, ba
 
 def test_without_opinions_a_job_is_what_it_was(plain, base, tmp_path):
     alone = learned(tmp_path / "j", base, opinions=[thumb(0)])
-    assert (plain / adapter.WEIGHTS).read_bytes() == (alone / adapter.WEIGHTS).read_bytes(), "one alone has no batch"
+    assert (plain / servable.WEIGHTS).read_bytes() == (alone / servable.WEIGHTS).read_bytes(), "one alone has no batch"
     assert "opinions" not in manifest(plain)
     assert not [name for name in manifest(plain)["metrics"] if name.startswith(("kto", "dpo", "opinions"))]
 

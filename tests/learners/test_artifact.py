@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from learners import adapter, artifact
+from learners import artifact, servable
 
 
 @pytest.fixture
@@ -17,14 +17,14 @@ def version(written, base):
 def test_a_whole_version_is_served_and_its_digest_is_its_manifest_s(version, base):
     assert artifact.check(version, base, 16) == artifact._digest(version / "manifest.json")
     assert set(json.loads((version / "manifest.json").read_text())["files"]) == {
-        adapter.WEIGHTS,
-        adapter.CONFIG,
+        servable.WEIGHTS,
+        servable.CONFIG,
         "fingerprint.json",
     }
 
 
 def damaged(version):
-    weights = version / adapter.WEIGHTS
+    weights = version / servable.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
 
 
@@ -40,13 +40,13 @@ def damaged(version):
 )
 def test_a_damaged_version_is_refused(version, base, damage, said):
     damage(version)
-    with pytest.raises(adapter.Unservable, match=said):
+    with pytest.raises(servable.Unservable, match=said):
         artifact.check(version, base, 16)
 
 
 @pytest.mark.parametrize("part", ["weights", "tokenizer", "template"])
 def test_another_base_is_refused(version, base, part):
-    with pytest.raises(adapter.Unservable, match=f"made for another base: its {part}"):
+    with pytest.raises(servable.Unservable, match=f"made for another base: its {part}"):
         artifact.check(version, replace(base, **{f"{part}_digest": "other"}), 16)
 
 
@@ -59,5 +59,5 @@ def test_what_a_strategy_leaves_is_part_of_the_version(written, base):
     assert all(torch.equal(found[name], left[name]) for name in left)
     artifact.check(written, base, 16)
     save_file({"a": left["a"]}, written / artifact.CONSOLIDATION)
-    with pytest.raises(adapter.Unservable, match="changed or damaged"):
+    with pytest.raises(servable.Unservable, match="changed or damaged"):
         artifact.check(written, base, 16)

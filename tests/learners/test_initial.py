@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from learners import adapter
-from learners.adapter import Unservable
+from learners import adapter, servable
 from learners.initial import INITS, MIRRORED, balanced, begin, freeze_half
+from learners.servable import Unservable
 
 SHAPE = {"rank": 4, "alpha": 8, "dropout": 0.0, "seed": 0}
 IDS = torch.tensor([[5, 9, 11, 30]], device="cuda" if torch.cuda.is_available() else "cpu")  # where `load_base` puts a model
@@ -109,8 +109,8 @@ def test_the_scale_is_written_and_read_back(model, base, tmp_path, rslora):
         for factor in adapter.factors(adapted).values():
             factor.add_(0.02)
     adapter.write(adapted, tmp_path / "v1", "tiny")
-    adapter.check(tmp_path / "v1", 16, base.path)
-    config = json.loads((tmp_path / "v1" / adapter.CONFIG).read_text())
+    servable.check(tmp_path / "v1", 16, base.path)
+    config = json.loads((tmp_path / "v1" / servable.CONFIG).read_text())
     assert (config["use_rslora"], config["init_lora_weights"], config["r"], config["lora_alpha"]) == (rslora, True, 4, 8)
     again = adapter.attach(adapter.load_base(base.path, "float32")[0], tmp_path / "v1", **SHAPE, rslora=rslora)
     assert torch.allclose(again(IDS).logits, adapted(IDS).logits, atol=1e-5)
@@ -122,7 +122,7 @@ def test_the_scale_is_written_and_read_back(model, base, tmp_path, rslora):
 
 @pytest.mark.parametrize("init", ["pissa_niter_4", "olora", "loftq"])
 def test_an_adapter_that_was_trained_beside_a_changed_base_is_refused(written, init):
-    config = json.loads((written / adapter.CONFIG).read_text())
-    (written / adapter.CONFIG).write_text(json.dumps({**config, "init_lora_weights": init}))
+    config = json.loads((written / servable.CONFIG).read_text())
+    (written / servable.CONFIG).write_text(json.dumps({**config, "init_lora_weights": init}))
     with pytest.raises(Unservable, match="init_lora_weights"):
-        adapter.check(written, 16)
+        servable.check(written, 16)

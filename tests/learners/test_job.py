@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from learners import adapter, artifact, dark, job
+from learners import adapter, artifact, dark, job, servable
 from learners.base import as_json
 from learners.encode import encode, key_of
 from learners.ewc import Inert
@@ -164,7 +164,7 @@ def test_t19_a_parent_that_was_made_for_another_base_is_refused_before_training(
     again = prepared(folder.parent / "j2", base, examples=FIRST, parent=folder / "artifact")
     other = {**read(again, "spec.json"), "base": as_json(replace(base, **{f"{part}_digest": "another's"}))}
     (again / "spec.json").write_text(json.dumps(other))
-    with pytest.raises(adapter.Unservable, match=f"was made for another base: its {part} differ"):
+    with pytest.raises(servable.Unservable, match=f"was made for another base: its {part} differ"):
         job.run(again)
     assert not (again / "trained").exists()
     (again / "spec.json").write_text(json.dumps({**other, "base": as_json(base)}))
@@ -184,12 +184,12 @@ def test_what_is_done_is_not_done_again(folder, monkeypatch):
         patched.setattr(job, "_finish", die)
         with pytest.raises(Killed):
             job.run(folder)
-    assert (folder / "trained" / adapter.WEIGHTS).exists()
-    trained = (folder / "trained" / adapter.WEIGHTS).read_bytes()
+    assert (folder / "trained" / servable.WEIGHTS).exists()
+    trained = (folder / "trained" / servable.WEIGHTS).read_bytes()
     with monkeypatch.context() as patched:
         patched.setattr(job, "fit", die)
         job.run(folder)
-        assert (folder / "artifact" / adapter.WEIGHTS).read_bytes() == trained
+        assert (folder / "artifact" / servable.WEIGHTS).read_bytes() == trained
         job.run(folder)
 
 
@@ -257,7 +257,7 @@ def test_a_version_s_state_is_a_function_of_its_champion_s_folder_and_its_own_ex
     learn("j3", FIRST, candidate, strategy="ewc")
     assert {path.name: path.read_bytes() for path in first.iterdir()} == before
     again = learn("j4", SECOND, first, strategy="ewc")
-    for name in (adapter.WEIGHTS, artifact.CONSOLIDATION):
+    for name in (servable.WEIGHTS, artifact.CONSOLIDATION):
         assert (again / name).read_bytes() == (candidate / name).read_bytes()
     assert any((state_of(candidate)[name] != f).any() for name, f in state_of(learn("j5", SECOND, strategy="ewc")).items())
 
@@ -267,8 +267,8 @@ def test_without_weight_it_is_the_strategy_beneath_to_the_bit(learn):
     plain = learn("j2", SECOND, first, strategy="naive")
     weightless = learn("j3", SECOND, first, strategy="ewc", ewc_kappa=0.0)
     weighted = learn("j4", SECOND, first, strategy="ewc")
-    assert (weightless / adapter.WEIGHTS).read_bytes() == (plain / adapter.WEIGHTS).read_bytes()
-    assert (weighted / adapter.WEIGHTS).read_bytes() != (plain / adapter.WEIGHTS).read_bytes()
+    assert (weightless / servable.WEIGHTS).read_bytes() == (plain / servable.WEIGHTS).read_bytes()
+    assert (weighted / servable.WEIGHTS).read_bytes() != (plain / servable.WEIGHTS).read_bytes()
     assert state_of(weightless), "it still leaves a Fisher for a job that gives it weight"
 
 
@@ -278,8 +278,8 @@ def test_t16_a_weight_of_next_to_nothing_is_none_to_the_bit_but_for_what_is_told
     none, next_to_none, one = (
         learn(f"k{n}", SECOND, first, strategy="ewc", ewc_kappa=kappa) for n, kappa in enumerate((0.0, 1e-12, 1.0))
     )
-    assert (next_to_none / adapter.WEIGHTS).read_bytes() == (none / adapter.WEIGHTS).read_bytes()
-    assert (one / adapter.WEIGHTS).read_bytes() != (none / adapter.WEIGHTS).read_bytes()
+    assert (next_to_none / servable.WEIGHTS).read_bytes() == (none / servable.WEIGHTS).read_bytes()
+    assert (one / servable.WEIGHTS).read_bytes() != (none / servable.WEIGHTS).read_bytes()
     assert 0 < metrics(next_to_none)["penalty"] < 1e-9 < metrics(one)["penalty"]
     assert metrics(next_to_none)["warning"].startswith("ewc_faint")
     assert "penalty" not in metrics(none)
@@ -374,8 +374,8 @@ def test_without_divergence_it_is_rehearsal_to_the_bit(learn):
     plain = learn("j2", plan, first, strategy="replay")
     weightless = learn("j3", plan, first, strategy="der++", der_alpha=0.0, der_beta=1.0)
     lighter = learn("j4", plan, first, strategy="der++", der_alpha=0.0, der_beta=0.9)
-    assert (weightless / adapter.WEIGHTS).read_bytes() == (plain / adapter.WEIGHTS).read_bytes()
-    assert (lighter / adapter.WEIGHTS).read_bytes() != (plain / adapter.WEIGHTS).read_bytes()
+    assert (weightless / servable.WEIGHTS).read_bytes() == (plain / servable.WEIGHTS).read_bytes()
+    assert (lighter / servable.WEIGHTS).read_bytes() != (plain / servable.WEIGHTS).read_bytes()
 
 
 def test_a_first_job_has_nothing_to_think_of_and_one_that_rehearses_what_nobody_knew_is_warned_of(learn):
@@ -425,7 +425,7 @@ def test_a_job_that_dies_while_training_keeps_the_champion_as_its_anchor(learn, 
             learn("j3", SECOND, first, strategy="ewc", ewc_kappa=30.0)
     assert list((tmp_path / "j3" / "checkpoints").glob("checkpoint-2/COMPLETE"))
     job.run(tmp_path / "j3")
-    resumed, wanted = (load_file(path / adapter.WEIGHTS) for path in (tmp_path / "j3" / "artifact", whole))
+    resumed, wanted = (load_file(path / servable.WEIGHTS) for path in (tmp_path / "j3" / "artifact", whole))
     assert all(torch.allclose(resumed[name], wanted[name], atol=1e-5) for name in wanted)
     assert metrics(tmp_path / "j3" / "artifact")["penalty"] == pytest.approx(metrics(whole)["penalty"], rel=1e-3)
 
@@ -439,9 +439,9 @@ def test_each_beginning_ends_in_a_plain_lora_that_the_next_one_starts_from(learn
         artifact.check(version, base, 4)
         scores = read(version.parent, "evaluation.json")["slices"][slice_]
         assert sum(scores["candidate"]["loglik"]) > sum(scores["champion"]["loglik"]) + 1
-    config = read(first, adapter.CONFIG)
+    config = read(first, servable.CONFIG)
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (4, 8, rslora)
-    weights = load_file(first / adapter.WEIGHTS)
+    weights = load_file(first / servable.WEIGHTS)
     for name, a in weights.items():
         if name.endswith("lora_A.weight"):
             b = weights[name.replace("lora_A", "lora_B")]
@@ -455,14 +455,14 @@ def test_general_examples_are_learned_and_named_by_id_and_source(learn):
     assert {row["id"] for row in told} == {e.id for e in general}
     assert set(read(version.parent, "evaluation.json")["slices"]) == {"planes"}
     without = learn("j2", STRATEGIES["replay"].plan(FIRST, [], [], 0.5, 0))
-    assert (version / adapter.WEIGHTS).read_bytes() != (without / adapter.WEIGHTS).read_bytes()
+    assert (version / servable.WEIGHTS).read_bytes() != (without / servable.WEIGHTS).read_bytes()
 
 
 def test_joint_training_starts_from_the_base_but_is_compared_with_the_champion(learn):
     first = learn("j1", FIRST, strategy="joint")
     second = learn("j2", SECOND, first, strategy="joint")
     afresh = learn("j3", SECOND, strategy="joint")
-    assert (second / adapter.WEIGHTS).read_bytes() == (afresh / adapter.WEIGHTS).read_bytes()
+    assert (second / servable.WEIGHTS).read_bytes() == (afresh / servable.WEIGHTS).read_bytes()
     compared = read(second.parent, "evaluation.json")["slices"]["trains"]
     assert compared["champion"] != compared["base"]
 
@@ -479,8 +479,8 @@ def test_joint_training_is_a_single_pass_over_all_of_it_from_the_base_with_the_s
     single = learn("j3", at_once, strategy="joint", epochs=1)  # the same fresh adapter, one lesson, no champion, no sources
     other = learn("j4", at_once[::-1], strategy="joint", epochs=1)
     warm = learn("j5", at_once, first, strategy="naive", epochs=1)
-    assert (joint / adapter.WEIGHTS).read_bytes() == (single / adapter.WEIGHTS).read_bytes()
-    assert all((one / adapter.WEIGHTS).read_bytes() != (joint / adapter.WEIGHTS).read_bytes() for one in (other, warm))
+    assert (joint / servable.WEIGHTS).read_bytes() == (single / servable.WEIGHTS).read_bytes()
+    assert all((one / servable.WEIGHTS).read_bytes() != (joint / servable.WEIGHTS).read_bytes() for one in (other, warm))
 
 
 @pytest.mark.parametrize(("strategy", "rehearsed", "share"), [("replay", 7, 0.5), ("joint", 14, 1.0)])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from learners import adapter, preference
+from learners import adapter, preference, servable
 from learners.encode import encode
 from learners.evaluate import logprobs
 from learners.ewc import Penalty
@@ -231,8 +231,8 @@ def test_the_champion_stays_and_nothing_of_it_is_left_in_the_result(shaken, fit,
     assert all(torch.equal(seen[name], weights) for name, weights in champion.items())
     assert any(not torch.equal(before[name], weights) for name, weights in copied(model).items())
     adapter.write(model, tmp_path / "version", "tiny")
-    assert sorted(path.name for path in (tmp_path / "version").iterdir()) == [adapter.CONFIG, adapter.WEIGHTS]
-    adapter.check(tmp_path / "version", 16)
+    assert sorted(path.name for path in (tmp_path / "version").iterdir()) == [servable.CONFIG, servable.WEIGHTS]
+    servable.check(tmp_path / "version", 16)
     assert not [name for name, _ in model.named_parameters() if ".ref." in name]
 
 

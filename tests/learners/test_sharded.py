@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
-from learners import adapter, artifact, job, sharding, trainer
+from learners import artifact, job, servable, sharding, trainer
 from replay.records import Split
 from tests.learners.test_job import FIRST, prepared
 
@@ -55,7 +55,7 @@ def test_fsdp_over_two_workers_ends_in_the_same_adapter(base, tmp_path):
     artifact.check(shared / "artifact", base, 4)
     alone = prepared(tmp_path / "alone", base, examples=FEW, batch_size=4, **PLAIN)
     job.run(alone)
-    found, wanted = (load_file(folder / "artifact" / adapter.WEIGHTS) for folder in (shared, alone))
+    found, wanted = (load_file(folder / "artifact" / servable.WEIGHTS) for folder in (shared, alone))
     assert found.keys() == wanted.keys()
     for name, weight in wanted.items():
         assert torch.allclose(found[name], weight, atol=1e-3), name
