@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-LESSONS = 48
 CLIENTS = 4
 PATIENCE_SECONDS, PAUSE_SECONDS = 900.0, 0.5
 ENDS = ("rejected", "rolling_back", "promoting", "expired", "aborted")
@@ -69,10 +68,10 @@ class Desk:
 
         await asyncio.gather(*(one() for _ in range(CLIENTS)))
 
-    async def teach(self, thing: str, says: Callable[[int], str], first: int, lessons: int = LESSONS) -> set[str]:
-        """So many corrections; their ids."""
+    async def teach(self, thing: str, says: Callable[[int], str], numbers: Iterable[int]) -> set[str]:
+        """A correction for each number; their ids."""
         taught = set()
-        for number in range(first, first + lessons):
+        for number in numbers:
             inference, reply = await self.ask(thing, number, f"agent-{number}")
             self.replies.append(reply)
             if not inference:  # a planted failure: the agent lets it be

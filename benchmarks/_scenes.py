@@ -10,11 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
-from _desk import CLIENTS, LESSONS, Desk, Reply
+from _desk import CLIENTS, Desk, Reply
 
 MOST_FAILING, LONGEST_AFTER_SECONDS = 20, 2.0
 """Replies of the failing candidate, and seconds from a verdict to the last reply of a bad one, at most."""
 LABELS = ("red", "blue", "green", "white")
+LESSONS = 48
+SHUFFLED = random.Random(0).sample(range(10_000, 10_000 + 2 * LESSONS), 2 * LESSONS)
+RIGHT, AMONG_THEM = SHUFFLED[:LESSONS], SHUFFLED[LESSONS:]
+"""Numbers of what is taught first, and others that nothing tells from them."""
+ELSEWHERE = range(40_000, 40_000 + LESSONS)
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ async def good(desk: Desk) -> Finding:
     """A candidate that its customers like goes live by itself."""
     began = time.monotonic()
     async with desk.open():
-        await desk.teach("colour", lambda _: "red", 10_000)
+        await desk.teach("colour", lambda _: "red", RIGHT)
         await desk.until(lambda told: told["champion"] == f"{desk.line}@v1")
     return await _found("good", desk, 0, began, lambda told: told["state"] == "live" and told["has_passed"])
 
@@ -48,7 +53,7 @@ async def shuffled(desk: Desk) -> Finding:
     chance, began, first = random.Random(0), time.monotonic(), len(desk.replies)
     before = (await desk.told())["jobs"]
     async with desk.open():
-        await desk.teach("colour", lambda _: chance.choice(LABELS), 20_000)
+        await desk.teach("colour", lambda _: chance.choice(LABELS), range(20_000, 20_000 + LESSONS))
         told = await desk.until(lambda told: told["jobs"].get("rejected", 0) > before.get("rejected", 0))
         await asyncio.sleep(5)
     replies = desk.replies[first:]
@@ -77,7 +82,7 @@ async def poisoned(desk: Desk) -> Finding:
     await good(desk)
     began, first = time.monotonic(), len(desk.replies)
     async with desk.open():
-        wrong = await _mislead(desk, 10_500)  # so near the right ones, and so many, that the gate sees what they cost
+        wrong = await _mislead(desk, AMONG_THEM)  # so that the gate sees what they cost
         await desk.until(lambda told: bool(told["bisection"] and told["bisection"]["outcome"]))
     named, replies = await desk.held(), desk.replies[first:]
     failed = _failed(replies)
@@ -135,17 +140,17 @@ SCENES: dict[str, tuple[str, Callable[[Desk], Awaitable[Finding]]]] = {
 """Each with its line."""
 
 
-async def _mislead(desk: Desk, first: int = 40_000, lessons: int = LESSONS) -> set[str]:
+async def _mislead(desk: Desk, numbers: Sequence[int] = ELSEWHERE) -> set[str]:
     """Teach a new thing rightly and a known one wrongly: customers want red. The wrong lessons' ids."""
-    await desk.teach("size", lambda _: "big", 30_000, LESSONS // 2)
-    return await desk.teach("colour", lambda _: "blue", first, lessons)
+    await desk.teach("size", lambda _: "big", range(30_000, 30_000 + LESSONS // 2))
+    return await desk.teach("colour", lambda _: "blue", numbers)
 
 
 async def _broken(scene: str, desk: Desk, is_well: Callable[[dict[str, Any]], bool]) -> Finding:
     """Teach a line of whose first candidate something is broken (`_faults.py`); it must be rolled back."""
     began = time.monotonic()
     async with desk.open():
-        await desk.teach("colour", lambda _: "red", 10_000)
+        await desk.teach("colour", lambda _: "red", RIGHT)
         await desk.until(lambda told: told["trials"].get("rolled_back", 0) > 0)
         await asyncio.sleep(10)
     return await _found(scene, desk, 0, began, is_well)

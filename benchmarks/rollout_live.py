@@ -56,7 +56,7 @@ sizes = "size"
 [lines.{name}.learning]
 {learning}
 epochs = 2
-batch_size = 8
+batch_size = {batch}
 accumulation = 1
 max_length = 128
 [lines.{name}.trigger]
@@ -65,7 +65,7 @@ cooldown_seconds = 0
 [lines.{name}.drift]
 is_trigger = false
 [lines.{name}.gate]
-score = "exact_match"
+score = "{score}"
 min_items = 5
 {gate}
 [lines.{name}.rollout]
@@ -80,7 +80,13 @@ bake.holdback = 0
 kind = "error"
 margin = 0.3
 """
-BLIND = {"learning": 'strategy = "naive"\nlearning_rate = 2e-3', "gate": "max_loss = 1", "rollout": ""}
+BLIND = {
+    "learning": 'strategy = "naive"\nlearning_rate = 2e-3',
+    "batch": 8,
+    "score": "exact_match",
+    "gate": "max_loss = 1",
+    "rollout": "",
+}
 """It learns whatever it is told, and its gate overlooks what an older slice loses, so that others must find it."""
 LINES: dict[str, dict[str, Any]] = {
     "desk": BLIND,
@@ -88,7 +94,9 @@ LINES: dict[str, dict[str, Any]] = {
     "shade": {**BLIND, "rollout": "shadow.share = 1\nshadow.min_pairs = 15\nshadow.max_busy = 8\nshadow.max_seconds = 60"},
     "ward": {
         "learning": "learning_rate = 1e-3\nreplay_ratio = 0.25",
-        "gate": "max_loss = 0.2\nbisect = true\nbisect_jobs = 7",
+        "batch": 4,  # the fewest that a search tries
+        "score": "likelihood",  # two halves that have lost every exact answer differ in it
+        "gate": "max_loss = 0.5\nbisect = true\nbisect_jobs = 9",
         "rollout": "",
     },
     "firm": {**BLIND, "rollout": "anchor.holdback = 0.2\nanchor.alarm = 100\nanchor.revert = 1000\nanchor.reverts = true"},

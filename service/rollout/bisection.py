@@ -96,7 +96,7 @@ def proceed(search: Search, said: Said) -> Search | End:
     if not search.is_second:
         return check(replace(left, is_second=True, first=loss))
     if loss is None and search.first is None:
-        return _end(left, "neither half of them does it alone", math.ceil(search.asked / HALF))
+        return _end(left, "neither half of them does it alone", HALF)
     return check(_halved(left, loss))
 
 
@@ -113,7 +113,8 @@ def _halved(search: Search, second: float | None) -> Search:
 def check(search: Search) -> Search | End:
     """The search itself when it can go on, else its end; the last job is kept for the control."""
     if len(search.suspects) // 2 < search.smallest:
-        return _end(search, "it does it alone" if search.smallest == 1 else f"no job is on fewer than {search.smallest} of them")
+        alone = "it does it alone" if search.smallest == 1 else f"no job is on fewer than {search.smallest} of them"
+        return _end(search, alone, HALF)
     return search if search.jobs_left > 1 else _end(search, "out of jobs")
 
 
@@ -133,15 +134,18 @@ def said_of(verdict: Mapping[str, Any] | None, name: str) -> Said:
 
 
 NARROW, HALF = 4, 2
-"""What is named is held when it is at most this part of all: a quarter where the search ended early, since it accuses too many
-then, and a half where it takes all of them."""
+"""What is named is held when it is at most this part of all, rounded up: a quarter where the search ended early, since it accuses
+too many then, and a half where it takes all of them or fewer cannot be told apart."""
 CONTROLS = 2
 """Of as many others each: in one of them there may be harmful ones too."""
 
 
-def _end(search: Search, why: str, most: int | None = None) -> Search | End:
-    most = search.asked // NARROW if most is None else most
-    if len(search.suspects) > most or len(search.others) < len(search.suspects) - 1 or search.jobs_left < 1:
+def _end(search: Search, why: str, part: int = NARROW) -> Search | End:
+    if (
+        len(search.suspects) > math.ceil(search.asked / part)
+        or len(search.others) < len(search.suspects) - 1
+        or search.jobs_left < 1
+    ):
         return End("not_found", (), f"{_lose(search)}: {why}")
     return replace(search, control=1)
 
