@@ -184,6 +184,7 @@ class Exchange:
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
 
     @property
     def _limit(self) -> float:

@@ -102,11 +102,19 @@ class Tap:
         said = _parsed(data)
         if not isinstance(said, dict):
             return {}
-        kind = str(said.get("type", ""))
+        kind = said.get("type")
         if (said.get("error") or kind == "error") and self.error is None:
             self.error = ENGINE_ERROR
-        begins = kind.startswith(_BEGINS) and kind not in _BEFORE_TOKENS
-        self.has_token = self.has_token or begins or bool(said.get("choices") or said.get("output"))
+        if kind is None:  # of chat and completions, for each token, and of whole replies
+            self.has_token = self.has_token or bool(said.get("choices") or said.get("output"))
+            self._read_whole(said)
+        else:
+            self._read_typed(str(kind), said)
+        return said
+
+    def _read_typed(self, kind: str, said: dict[str, Any]) -> None:
+        """Read an event, or an object, that says what it is."""
+        self.has_token = self.has_token or (kind.startswith(_BEGINS) and kind not in _BEFORE_TOKENS)
         if kind == "response.output_text.delta":
             self._texts.append(said.get("delta") or "")
         elif kind == "response.function_call_arguments.delta":
@@ -116,7 +124,6 @@ class Tap:
         else:
             self._read_whole(said["response"] if isinstance(said.get("response"), dict) else said)
         self.is_over = self.is_over or kind in _ENDS
-        return said
 
     def _read_whole(self, said: dict[str, Any]) -> None:
         self.id = said.get("id") or self.id
