@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -96,7 +97,19 @@ def by_room(server: Server, name: str, seconds: float, folder: Path, *, holds_in
     """Shares of py-spy's looks at one process; raises `SystemExit` with py-spy's words when it sees nothing."""
     pid = next(p.pid for p in server.processes() if name in " ".join(p.cmdline()))
     out = folder / f"{name}.raw"
-    command = ["py-spy", "record", "-p", str(pid), "-d", str(round(seconds)), "-r", "100", "-f", "raw", "--full-filenames"]
+    command = [
+        str(Path(sys.executable).with_name("py-spy")),
+        "record",
+        "-p",
+        str(pid),
+        "-d",
+        str(round(seconds)),
+        "-r",
+        "100",
+        "-f",
+        "raw",
+        "--full-filenames",
+    ]
     how = ["--gil"] if holds_interpreter else []
     ended = subprocess.run([*command, *how, "-o", str(out)], capture_output=True, text=True, check=False)
     if ended.returncode or not out.exists():
