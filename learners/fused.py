@@ -90,9 +90,9 @@ def attention(
     By products of all heads that share a key (H/G of them at once) where gradients in bf16 are wanted on a CPU, of up to
     `LONGEST` columns under a mask; by PyTorch's own in every other case. Returns (B, L, H, D).
     """
-    mask = _causal(module, query, key, options) if attention_mask is None else attention_mask
     is_narrow = query.dtype == torch.bfloat16 and query.device.type == "cpu"
     is_slow = is_narrow and query.requires_grad and key.shape[-2] <= LONGEST
+    mask = _causal(module, query, key, options) if is_slow and attention_mask is None else attention_mask
     if not is_slow or mask is None or mask.dtype != torch.bool or dropout or options.get("position_bias") is not None:
         theirs: torch.Tensor
         theirs, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **options)
