@@ -14,8 +14,6 @@ from _desk import CLIENTS, Desk, Reply
 
 MOST_FAILING, LONGEST_AFTER_SECONDS = 20, 2.0
 """Replies of the failing candidate, and seconds from a verdict to the last reply of a bad one, at most."""
-MOSTLY = 0.75
-"""Of what a search holds, at least so much must have done it: it names groups, and a group may have others among them."""
 LABELS = ("red", "blue", "green", "white")
 LESSONS = 48
 SHUFFLED = random.Random(0).sample(range(10_000, 10_000 + 2 * LESSONS), 2 * LESSONS)
@@ -92,7 +90,7 @@ async def poisoned(desk: Desk) -> Finding:
     outcome = (
         f"rejected by the gate; held: {len(named & wrong)} of the {len(wrong)} wrong lessons, {len(named - wrong)} right ones"
     )
-    is_well = len(named & wrong) >= MOSTLY * len(named) > 0 and not failed and not met
+    is_well = bool(named) and named <= wrong and not failed and not met
     return Finding("poisoned", outcome, met, None, failed, 0, time.monotonic() - began, is_well)
 
 

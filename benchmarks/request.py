@@ -111,9 +111,11 @@ def by_room(server: Server, name: str, seconds: float, folder: Path, *, holds_in
         "--full-filenames",
     ]
     how = ["--gil"] if holds_interpreter else []
+    if not Path(command[0]).exists():
+        raise SystemExit("py-spy is not in this environment: it comes with `pip install learnd[bench]`")
     ended = subprocess.run([*command, *how, "-o", str(out)], capture_output=True, text=True, check=False)
     if ended.returncode or not out.exists():
-        raise SystemExit(f"py-spy: {ended.stderr.strip()[-500:]} (it comes with `pip install learnd[bench]`)")
+        raise SystemExit(f"py-spy saw nothing of {name}: {ended.stderr.strip()[-500:]}")
     return counted(out.read_text())
 
 
