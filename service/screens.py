@@ -135,6 +135,7 @@ def trial(running: Json | None) -> str:
     if logs and limits:
         said += f", promote {logs['promote']:.1f} of {limits['promote']:.1f}"
         said += f", roll back {logs['rollback']:.1f} of {limits['rollback']:.1f}"
+        said += f", harm that began late {logs['late']:.1f} of {limits['late']:.1f}" if "late" in logs else ""
         low, high = running.get("difference") or (-1.0, 1.0)
         said += f", difference in [{low:+.3f}, {high:+.3f}]"
     return said

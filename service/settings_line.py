@@ -91,6 +91,8 @@ class Bake(Closed):
     """It ends then, with however few units."""
     alpha: float = Field(0.01, gt=0, lt=1)
     """Chance of rolling back a champion that does no harm."""
+    alarm: float = Field(10_000.0, gt=1)
+    """Evidence of harm that has begun late at which it is rolled back; the mean number of pairs to a false alarm is no less."""
 
 
 class Shadow(Closed):

@@ -16,7 +16,7 @@ from benchmarks.rollout_plan.paths import (
     chunks,
     log_paths,
 )
-from service.rollout import anchor, fdr
+from service.rollout import detector, fdr
 from service.rollout.assignment import REFERENCES
 from service.rollout.evidence import FRACTIONS
 
@@ -141,7 +141,7 @@ def log_cusum(differences: Floats) -> Floats:
         gain = np.log1p(FRACTIONS[:, None] * differences[:, step])
         walk = np.maximum(walk, 0.0) + gain
         found[:, step] = np.logaddexp.reduce(walk, axis=0) - math.log(len(FRACTIONS))
-    ours = anchor.mixed(anchor.log_cusum(differences[0]))
+    ours = detector.mixed(detector.log_cusum(differences[0]))
     assert np.allclose(found[0], ours, atol=1e-9), f"not the service's, after {steps} units"
     return found
 

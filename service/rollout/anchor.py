@@ -1,13 +1,9 @@
 """Has the line become worse, step by step, than a version that somebody trusts? An e-detector that never ends. Pure.
 
 A margin lets each candidate be a little worse, and ten of them may be worse by ten times that. So the anchor answers a small
-share of the units for ever, and the champion, whichever it is, is compared with it. The detector is the e-CUSUM of Shin, Ramdas
-& Rinaldo (2023, arXiv 2203.03532): `M <- max(M, 1) * L`, with the bets L of a trial's e-process, on blocks of one unit of the
-anchor less the mean of the champion's units since the one before. As long as no block's expectation is over 0, the mean number
-of blocks to an alarm at the threshold A is at least A.
-
-An e-process is made for a trial, which ends: what it loses while all is well it would have to win back before it could show a
-decline. This one never falls below where it began; in return it alarms some day without a reason.
+share of the units for ever, and the champion, whichever it is, is compared with it: by `service.rollout.detector`, on blocks of
+one unit of the anchor less the mean of the champion's units since the one before. As long as no block's expectation is over 0,
+the mean number of blocks to an alarm at the threshold A is at least A.
 
 The bets go on over all champions since the anchor was set. Units are dealt anew in rounds, by another salt: at each change of the
 champion, and after so many units, since the same users, who come again and again, are one sample of users. Within a round a unit
@@ -22,20 +18,17 @@ from enum import StrEnum
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from replay.outcomes import Arms, UnitOutcome
 from replay.records import Arm
-from service.rollout.evidence import FRACTIONS, WHOLE, Interval, confidence_sequence
+from service.rollout.detector import START, Walk, log_cusum, mixed, peak
+from service.rollout.evidence import WHOLE, Interval, confidence_sequence
 from service.settings import Anchor
 
 ARMS: Arms = (Arm.ANCHOR, Arm.CHAMPION)
 ALPHA = 0.05
 """Of the interval that is shown."""
-
-Walk = tuple[float, ...]
-START: Walk = (0.0,) * len(FRACTIONS)
-"""Logs of the e-CUSUM, one for each fraction of the wealth that is bet, before anything was seen."""
 
 
 class Standing(StrEnum):
@@ -161,7 +154,7 @@ def look(watch: Watch, sample: Sample) -> Seen:
     return Seen(
         blocks=watch.blocks + len(found),
         log=float(mixed(np.array(walk))),
-        peak=float(mixed(path).max(initial=0.0)),
+        peak=peak(path),
         walk=walk,
         difference=confidence_sequence(-found, ALPHA),
         units=sample.units,
@@ -191,20 +184,6 @@ def blocks(outcomes: Sequence[UnitOutcome]) -> NDArray[np.float64]:
             found.append(unit.reward - sum(champion) / len(champion))
             champion = []
     return np.asarray(found, dtype=np.float64)
-
-
-def log_cusum(differences: ArrayLike, start: Walk = START) -> NDArray[np.float64]:
-    """Logs of the e-CUSUM after each difference in [-1, 1], (differences, fractions), against "none has a mean over 0"."""
-    gains = np.log1p(np.asarray(differences, dtype=np.float64)[:, None] * FRACTIONS)
-    walk, found = np.array(start), np.empty_like(gains)
-    for place, gain in enumerate(gains):
-        walk = found[place] = np.maximum(walk, 0.0) + gain
-    return found
-
-
-def mixed(walks: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Log of the mean over the fractions, of each row."""
-    return np.asarray(np.logaddexp.reduce(walks, axis=-1) - np.log(walks.shape[-1]))
 
 
 def as_json(watch: Watch, policy: Anchor) -> dict[str, Any]:

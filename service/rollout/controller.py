@@ -6,6 +6,7 @@ the evidence is recomputed from the ledger's units at each look, which anytime-v
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -19,7 +20,7 @@ from service.rollout.evidence import WHOLE, Evidence, count
 from service.rollout.guardrails import QUALITY
 from service.rollout.shadow import ShadowTally
 from service.rollout.stages import Stage, Trial
-from service.rollout.weighing import STALE, Facts, doubt, harmed, is_yellow, lacks, weigh
+from service.rollout.weighing import STALE, Facts, doubt, harmed, has_turned, is_yellow, lacks, weigh
 from service.router import ReplicaReport
 from service.settings import Metric, Rollout
 
@@ -114,7 +115,14 @@ def facts(trial: Trial, look: Look) -> Facts:
         failures=look.failures,
         crashes=look.crashes,
         promotions=look.promotions,
-        tally=count(look.outcomes, trial.compared_since, settled_at, trial.policy.guardrails, trial.trusted_from),
+        tally=count(
+            look.outcomes,
+            trial.compared_since,
+            settled_at,
+            trial.policy.guardrails,
+            trial.trusted_from,
+            has_path=trial.stage is Stage.BAKE,
+        ),
         exposed_twice=look.exposed_twice,
         asked_at=max((unit.first_at for unit in look.outcomes), default=None),
         heard_at=look.heard_at,
@@ -210,6 +218,10 @@ def _alarm(trial: Trial, seen: Facts, evidence: Evidence) -> Move | None:
     what = harmed(evidence)
     if what == QUALITY:
         return Move(Stage.ROLLING_BACK, f"harmed: {_found(evidence)}")
+    if what is None and has_turned(evidence):
+        return Move(
+            Stage.ROLLING_BACK, f"turned: worse than before it, e = {math.exp(evidence.log_late):.3g} in {evidence.pairs} pairs"
+        )
     return Move(Stage.ROLLING_BACK, f"harmed_{what}: over its margin after {evidence.pairs} pairs") if what else None
 
 

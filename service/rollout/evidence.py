@@ -156,6 +156,8 @@ class Tally:
     guards: tuple[Guarded, ...] = ()
     responses: Differences = ()
     """Of who has said something (1) and who has not (0), in the steps that are tested."""
+    path: tuple[float, ...] = ()
+    """The rewards' differences one by one, oldest pair first, where their order matters: in a bake."""
 
     @property
     def pairs(self) -> int:
@@ -169,10 +171,12 @@ def count(
     settled_at: float = math.inf,
     guards: Iterable[str] = (),
     trusted_from: int = 0,
+    *,
+    has_path: bool = False,
 ) -> Tally:
     """Count a trial's units, those in pairs by their difference; as `assigned`, only who had asked by `settled_at`.
 
-    `responses` are counted from the step `trusted_from` on.
+    `responses` are counted from the step `trusted_from` on; the `path` is kept where `has_path` says so.
     """
     tested = [unit for unit in outcomes if bisect_right(steps, unit.first_at) >= trusted_from]
     rewards, answered = _compared(outcomes, steps, reward_of, lambda unit: unit.answered)
@@ -184,6 +188,7 @@ def count(
         answered=_by_arm(unit for unit in outcomes if unit.is_matured and not unit.is_silent),
         guards=tuple(_guarded(name, outcomes, steps) for name in guards),
         responses=_differences(paired(tested, steps), lambda unit: float(not unit.is_silent)),
+        path=tuple(_in_order(paired(outcomes, steps), reward_of).tolist()) if has_path else (),
     )
 
 
@@ -205,12 +210,16 @@ def _compared(
 
 
 def _differences(pairs: Sequence[tuple[UnitOutcome, UnitOutcome]], value: Value) -> Differences:
+    values, times = np.unique(_in_order(pairs, value), return_counts=True)
+    return tuple(zip(values.tolist(), times.tolist(), strict=True))
+
+
+def _in_order(pairs: Sequence[tuple[UnitOutcome, UnitOutcome]], value: Value) -> NDArray[np.float64]:
     def counted(unit: UnitOutcome) -> float | None:
         found = value(unit)
         return None if found is None else grid.on_grid(found, unit.unit)
 
-    values, times = np.unique(grid.snapped(_apart(pairs, counted)), return_counts=True)
-    return tuple(zip(values.tolist(), times.tolist(), strict=True))
+    return grid.snapped(_apart(pairs, counted))
 
 
 def _apart(pairs: Sequence[tuple[UnitOutcome, UnitOutcome]], value: Value) -> NDArray[np.float64]:
@@ -269,6 +278,9 @@ class Evidence:
     response_at: float = 4.6
     is_bake: bool = False
     """Of the comparison after the promotion, which begins anew."""
+    log_late: float = 0.0
+    """In a bake, the highest that the detector of harm that begins late has stood, with its threshold."""
+    late_at: float = 9.2
 
     def to_json(self) -> dict[str, Any]:
         """As stored and shown."""

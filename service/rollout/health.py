@@ -1,8 +1,11 @@
 """Is the comparison itself in order? Sequential tests of the arms' sizes, and of how many of each answer. Pure.
 
 A trial deals units to its arms by hash, so their counts follow the design, or else something loses units of one arm or deals
-them wrongly, and no difference in rewards means what it seems to. The test is the Dirichlet-multinomial mixture of Lindon &
-Malek (NeurIPS 2022): under the design it is a martingale that starts at 1, so it may be looked at after each unit.
+them wrongly, and no difference in rewards means what it seems to. A unit is on the ledger as soon as it is answered and matures a
+fixed time after, whatever was said: matured counts are those of the assigned, later, so they have no test of their own.
+
+The test is the Dirichlet-multinomial mixture of Lindon & Malek (NeurIPS 2022): under the design it is a martingale that starts
+at 1, so it may be looked at after each unit.
 """
 
 from __future__ import annotations

@@ -236,11 +236,13 @@ def look_as_json(look: Evidence) -> dict[str, Any]:
 
 
 def _logs(look: Evidence) -> dict[str, float]:
-    return {"mismatch": look.log_mismatch, "response": look.log_response}
+    late = {"late": look.log_late} if look.is_bake else {}
+    return {"mismatch": look.log_mismatch, "response": look.log_response, **late}
 
 
 def _limits(look: Evidence) -> dict[str, float]:
-    return {"mismatch": look.mismatch_at, "response": look.response_at}
+    late = {"late": look.late_at} if look.is_bake else {}
+    return {"mismatch": look.mismatch_at, "response": look.response_at, **late}
 
 
 _UNSEEN: dict[str, Any] = {

@@ -13,7 +13,8 @@ from sqlalchemy import JSON, Column, Connection, Float, Integer, String, Table, 
 
 from service.errors import Conflict
 from service.registry import bump, metadata
-from service.rollout.anchor import START, Seen, Standing, Step, Watch
+from service.rollout.anchor import Seen, Standing, Step, Watch
+from service.rollout.detector import START
 
 _watch = Table(
     "anchor",

@@ -3,7 +3,8 @@
 A promotion needs evidence against "worse by the margin" in the metric (or, where superiority is asked, against "not better")
 and in each guardrail. The least of these e-processes is one too, for "worse in any of them" (intersection-union), so guardrails
 cost no share of the level. Harm is the other way round: any of them may take the candidate out, so they share `alpha_rollback`,
-half of it for the metric.
+half of it for the metric. In a bake harm may begin late, when users come that the canary did not meet: a detector of its own
+looks for that beside the e-process, which first has to lose what it lost while all was well.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from service.rollout import fdr
+from service.rollout import detector, fdr
 from service.rollout.evidence import (
     WHOLE,
     Differences,
@@ -95,6 +96,8 @@ def weigh(trial: Trial, seen: Facts) -> Evidence:
         log_response=log_e_response(*_columns(tally.responses)),
         response_at=-math.log(policy.alpha_response),
         is_bake=trial.stage is Stage.BAKE,
+        log_late=detector.peak(detector.log_cusum([-difference for difference in tally.path])),
+        late_at=math.log(policy.bake.alarm),
     )
 
 
@@ -111,6 +114,11 @@ def harmed(evidence: Evidence) -> str | None:
     if evidence.log_rollback >= evidence.rollback_at:
         return QUALITY
     return next((name for name, log in evidence.harm.items() if log >= evidence.harm_at), None)
+
+
+def has_turned(evidence: Evidence) -> bool:
+    """Whether a champion in its bake has become harmful, however well it did before."""
+    return evidence.is_bake and evidence.log_late >= evidence.late_at
 
 
 def is_yellow(evidence: Evidence, nats: float) -> bool:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from replay.ledger import UnitOutcome
 from replay.records import Arm
-from service.rollout.anchor import START, blocks, log_cusum, mixed
+from service.rollout.anchor import blocks
+from service.rollout.detector import START, log_cusum, mixed
 from service.rollout.evidence import FRACTIONS
 
 TERNARY = (-1.0, 0.0, 1.0)

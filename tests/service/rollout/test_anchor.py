@@ -11,7 +11,8 @@ from replay.records import Arm
 from service import audit, registry, status
 from service.errors import Conflict, NotFound
 from service.rollout import trials, watches
-from service.rollout.anchor import START, Sight, Standing, Step, Watch, judge, sample
+from service.rollout.anchor import Sight, Standing, Step, Watch, judge, sample
+from service.rollout.detector import START
 from service.rollout.stages import Stage
 from service.router import Desired, Resident, Route, models, resolve
 from service.settings import Anchor, Settings

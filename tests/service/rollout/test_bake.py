@@ -27,6 +27,7 @@ POLICY = Rollout(
     guardrails={},
     bake=Bake(holdback=0.2, min_units=40, min_seconds=60, max_seconds=600),
 )
+LONG = POLICY.model_copy(update={"bake": POLICY.bake.model_copy(update={"min_units": 500})})
 GOOD, BAD = ProbeResult(ok=True), ProbeResult(ok=False, reason="load_failed")
 BOTH = {"desk@v1": GOOD, "desk@v2": GOOD}
 BETTER, WORSE = units([1.0] * 60, [0.5] * 60, start=200), units([0.0] * 60, [1.0] * 60, start=200)
@@ -83,6 +84,30 @@ class TestRules:
         first = replace(trial(), champion=None)  # before it was the base, which every replica holds
         assert judge(first, look(WORSE, resident={"desk@v2": GOOD})).move.to is Stage.ROLLING_BACK
 
+    def test_harm_that_begins_late_goes_back_however_well_it_did_before(self):
+        """Forty units of each arm pay for what comes after them: the e-process of the whole is not half way yet."""
+        well, ill = ([1.0] * 40, [0.5] * 40), ([0.0] * 28, [1.0] * 28)
+        late, early = units(well[0] + ill[0], well[1] + ill[1], start=200), units(ill[0] + well[0], ill[1] + well[1], start=200)
+        said = judge(trial(policy=LONG), look(late))
+        assert said.evidence.log_rollback < said.evidence.rollback_at / 2
+        assert said.evidence.log_late >= said.evidence.late_at
+        assert (said.move.to, said.move.reason.split(":")[0]) == (Stage.ROLLING_BACK, "turned")
+        recorded = json.loads(json.dumps(verdicts.record(trial(policy=LONG), said.move, said)))
+        assert verdicts.replay(recorded).is_same
+        path = recorded["facts"]["tally"]["path"]
+        recorded["facts"]["tally"]["path"] = [*path[::2], *path[1::2]]
+        assert not verdicts.replay(recorded).is_same, "their order decides"
+        assert judge(trial(policy=LONG), look(early)).move.reason.startswith("turned"), "an alarm is not taken back"
+        deaf = LONG.model_copy(update={"bake": LONG.bake.model_copy(update={"alarm": 1e9})})
+        assert judge(trial(policy=deaf), look(late)).move is None
+
+    def test_a_canary_has_no_such_detector(self):
+        """A level is what it keeps, and mean times to an alarm add up over candidates."""
+        before = trial(Stage.CANARY, policy=LONG, steps=(150.0,))
+        said = judge(before, look(units([1.0] * 40 + [0.0] * 28, [0.5] * 40 + [1.0] * 28, start=200), champion="desk@v1"))
+        assert (said.facts.tally.path, said.evidence.log_late) == ((), 0.0)
+        assert said.move is None or said.move.to is not Stage.ROLLING_BACK
+
     def test_the_comparison_begins_anew(self):
         """Units and intervals of the canary have no part in it: a lead from there must not outweigh harm now."""
         before = Evidence(100.0, 99, 99, 99, 99, 9.0, -9.0, 3.0, 4.6, (0.3, 0.5))
@@ -128,6 +153,11 @@ def baking(world, version="desk@v1"):
     return world.trial
 
 
+def last_look(world):
+    name = world.trial.id
+    return world.read(lambda conn: trials.last_look(conn, name))
+
+
 class TestOnTheWay:
     def test_a_share_stays_on_the_champion_before_and_then_it_is_live(self, world):
         trial = baking(world)
@@ -167,6 +197,23 @@ class TestOnTheWay:
         assert states == {"desk@v1": "live", "desk@v2": "rolled_back"}
         assert world.read(lambda conn: trials.promotions(conn, LINE)) == 1
         assert world.read(lambda conn: registry.last_crowning(conn, LINE)).evidence["is_bake"]
+
+    def test_harm_that_begins_late_flips_it_back_too(self, tmp_path):
+        """It is better for some hundred units, and then others come: all that its lead is worth is not waited for."""
+        rollout = {**LINE_SETTINGS["rollout"], "bake": {**BAKED, "min_units": 400, "max_seconds": 1000}}
+        world = World(tmp_path, {"lines": {LINE: {**LINE_SETTINGS, "rollout": rollout}}})
+        world.quality, world.thumbs = {"desk@v1": 0.8, "base": 0.5}, 1.0
+        baking(world)
+        world.until(lambda w: (look := last_look(w)) is not None and look.is_bake and look.pairs > 60, customers=20)
+        world.quality["desk@v1"], world.quality["base"] = 0.0, 0.8
+        world.until(lambda w: w.trial.stage is not Stage.BAKE, customers=10)
+        assert (world.champion, world.trial.reason.split(":")[0]) == (None, "turned")
+        seen = last_look(world)
+        assert seen.log_late >= seen.late_at
+        assert seen.log_rollback < seen.rollback_at
+        (record,) = [one["body"] for one in world.read(lambda conn: audit.events(conn, LINE, "verdict"))][-1:]
+        assert verdicts.replay(record).is_same
+        world.writer.close()
 
     def test_a_rollback_that_cannot_be_is_told_once_and_done_when_it_can(self, world):
         baking(world)

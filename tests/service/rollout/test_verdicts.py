@@ -70,6 +70,7 @@ def test_a_record_says_what_it_rests_on():
         "answered": [40, 40],
         "guards": [],
         "responses": [[0.0, 40]],
+        "path": [],
     }
     assert body["evidence"] == said.evidence.to_json()
     assert body["evidence"].keys() >= {"log_promote", "log_rollback", "promote_at", "rollback_at", "difference", "pairs"}
