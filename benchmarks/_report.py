@@ -129,18 +129,23 @@ def _quantiles(values: Sequence[float]) -> str:
 
 
 def _ratios(bench: Bench) -> Iterator[tuple[str, str]]:
+    """Of what was asked; a pair with a side that was not has none."""
+
+    def speed(what: str, above: Key, below: Key) -> Iterator[tuple[str, str]]:
+        if {above, below} <= bench.cells.keys():
+            yield what, f"tokens/s {bench.ratio(above, below, throughput)}"
+
     for server, told in (("bare", "bare vLLM"), ("engine", "its engine alone"), ("ray-serve-llm", "Ray Serve LLM")):
         for clients in (1, 8, 16):
             pair = ("learnd", "base", clients), (server, "base", clients)
-            figures = f"tokens/s {bench.ratio(*pair, throughput)}, TTFT p50 {bench.ratio(*pair, ttft)}"
-            yield f"learnd / {told}, c{clients}", figures
+            for what, figure in speed(f"learnd / {told}, c{clients}", *pair):
+                yield what, f"{figure}, TTFT p50 {bench.ratio(*pair, ttft)}"
     for load in ("one", "mixed4"):
         for clients in (1, 8, 16):
-            told = bench.ratio(_ours(load, clients), _ours("base+", clients), throughput)
-            yield f"{load} / base, c{clients}", f"tokens/s {told}"
-    yield "one adapter: learnd / stock kernels, c8", f"tokens/s {bench.ratio(_ours('one+', 8), ('bare', 'one', 8), throughput)}"
+            yield from speed(f"{load} / base, c{clients}", _ours(load, clients), _ours("base+", clients))
+    yield from speed("one adapter: learnd / stock kernels, c8", _ours("one+", 8), ("bare", "one", 8))
     for name, pair in _beside_naive().items():
-        yield f"{name}: {pair[0][0]} / Transformers fp32", f"tokens/s {bench.ratio(*pair, throughput)}"
+        yield from speed(f"{name}: {pair[0][0]} / Transformers fp32", *pair)
     for name, stored in _STORED.items():
         shares = (_share(bench, stored, "none"), _share(bench, stored, "fp32"))
         if None not in shares:
@@ -148,7 +153,7 @@ def _ratios(bench: Bench) -> Iterator[tuple[str, str]]:
     for quantization in ("int8", "int4"):
         for load, clients in (("base", 8), ("one", 8), ("base", 1), ("one", 1)):
             pair = (quantization, load, clients), _ours(f"{load}|{quantization}", clients)
-            yield f"{quantization} / bf16, {load}, c{clients}", f"tokens/s {bench.ratio(*pair, throughput)}"
+            yield from speed(f"{quantization} / bf16, {load}, c{clients}", *pair)
 
 
 def plot(bench: Bench, out: Path) -> None:

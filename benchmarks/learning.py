@@ -14,8 +14,10 @@ import argparse
 import importlib.util
 import json
 import multiprocessing
+import os
 import random
 import statistics
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -268,7 +270,7 @@ def main() -> None:
     prompts = neutral(16 if options.small else 80)
     wanted = [(options, order, seed, pinned, prompts) for order in range(options.orders) for seed in range(options.seeds)]
     if options.processes > 1:
-        with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn"), _leave_with_parent) as pool:
             runs = list(pool.map(whole, *zip(*wanted, strict=True)))
     else:
         runs = [whole(*told) for told in wanted]
@@ -277,6 +279,18 @@ def main() -> None:
     print("pictures:", *draw(runs, options.folder))
     if options.json:
         print(json.dumps(found))
+
+
+def _leave_with_parent() -> None:
+    """End this process as soon as the one that asked for its work has ended: a killed bench leaves no jobs behind."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 if __name__ == "__main__":

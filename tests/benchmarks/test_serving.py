@@ -100,6 +100,7 @@ def test_nothing_at_all_is_shown_too(tmp_path):
     _report.plot(nothing, tmp_path)
     assert json.dumps(_report.figures_of(nothing), allow_nan=False)
     assert "Serving" in shown.getvalue()
+    assert "bare vLLM" not in shown.getvalue(), "what was not asked has no row"
 
 
 @pytest.mark.parametrize(
