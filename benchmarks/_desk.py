@@ -17,6 +17,10 @@ PATIENCE_SECONDS, PAUSE_SECONDS = 900.0, 0.5
 ENDS = ("rejected", "rolling_back", "promoting", "expired", "aborted")
 
 
+class Stuck(Exception):
+    """The line did not come to what was waited for."""
+
+
 @dataclass
 class Reply:
     """One answer to a customer."""
@@ -111,11 +115,12 @@ class Desk:
         return next(float(one["at"]) for one in told if one["candidate"] == candidate and one["to"] in ENDS)
 
     async def until(self, has_come: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Wait for the line's status to be so."""
+        """Wait for the line's status to be so; raises `Stuck` out of patience."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not has_come(told := await self.told()):
             if time.monotonic() > deadline:
-                raise SystemExit(f"{self.line} did not get there within {PATIENCE_SECONDS:.0f} s: {json.dumps(told)}")
+                where = {name: told[name] for name in ("champion", "trial", "job", "jobs", "last_verdict")}
+                raise Stuck(f"not there after {PATIENCE_SECONDS:.0f} s: {json.dumps(where)}")
             await asyncio.sleep(0.2)
         return told
 

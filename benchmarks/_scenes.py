@@ -16,9 +16,10 @@ MOST_FAILING, LONGEST_AFTER_SECONDS = 20, 2.0
 """Replies of the failing candidate, and seconds from a verdict to the last reply of a bad one, at most."""
 LABELS = ("red", "blue", "green", "white")
 LESSONS = 48
+RIGHT = range(10_000, 10_000 + LESSONS)
+"""Numbers of what is taught first."""
 SHUFFLED = random.Random(0).sample(range(10_000, 10_000 + 2 * LESSONS), 2 * LESSONS)
-RIGHT, AMONG_THEM = SHUFFLED[:LESSONS], SHUFFLED[LESSONS:]
-"""Numbers of what is taught first, and others that nothing tells from them."""
+"""The same and others, half for right lessons and half for wrong ones that nothing tells from them."""
 ELSEWHERE = range(40_000, 40_000 + LESSONS)
 
 
@@ -39,11 +40,11 @@ class Finding:
     is_as_it_should: bool
 
 
-async def good(desk: Desk) -> Finding:
+async def good(desk: Desk, numbers: Sequence[int] = RIGHT) -> Finding:
     """A candidate that its customers like goes live by itself."""
     began = time.monotonic()
     async with desk.open():
-        await desk.teach("colour", lambda _: "red", RIGHT)
+        await desk.teach("colour", lambda _: "red", numbers)
         await desk.until(lambda told: told["champion"] == f"{desk.line}@v1")
     return await _found("good", desk, 0, began, lambda told: told["state"] == "live" and told["has_passed"])
 
@@ -79,10 +80,10 @@ async def shadowed(desk: Desk) -> Finding:
 
 async def poisoned(desk: Desk) -> Finding:
     """A candidate that lost a slice is rejected by the gate, and the examples that did it are named and held."""
-    await good(desk)
+    await good(desk, SHUFFLED[:LESSONS])
     began, first = time.monotonic(), len(desk.replies)
     async with desk.open():
-        wrong = await _mislead(desk, AMONG_THEM)  # so that the gate sees what they cost
+        wrong = await _mislead(desk, SHUFFLED[LESSONS:])  # so that the gate sees what they cost
         await desk.until(lambda told: bool(told["bisection"] and told["bisection"]["outcome"]))
     named, replies = await desk.held(), desk.replies[first:]
     failed = _failed(replies)

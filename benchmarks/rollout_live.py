@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from _desk import Desk
+from _desk import PATIENCE_SECONDS, Desk, Stuck
 from _faults import DEADLY, FAILING, ONCE
 from _scenes import SCENES, Finding
 from _servers import Server
@@ -146,7 +146,11 @@ async def play(daemon: Server, scenes: Sequence[str], console: Console) -> list[
         for name in scenes:
             line, scene = SCENES[name]
             console.print(f"{name}: {(scene.__doc__ or '').splitlines()[0]}")
-            findings.append(finding := await scene(desks[line]))
+            try:
+                finding = await scene(desks[line])
+            except Stuck as stuck:
+                finding = Finding(name, str(stuck), 0, None, 0, 0, PATIENCE_SECONDS, is_as_it_should=False)
+            findings.append(finding)
             console.print(f"  {finding.outcome}")
         return findings
 
