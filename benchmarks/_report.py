@@ -17,6 +17,7 @@ from rich.table import Table
 _LOADS = {"base": "base", "adapter": "one"}
 _NAIVE = (("base", "base", 1), ("adapter", "one", 1), ("adapter", "one", 8))
 _STORED = {"bf16": "none", "int8": "int8", "int4": "int4"}
+_BESIDE = {"bare": "bare vLLM", "engine": "its engine alone", "ray-serve-llm": "Ray Serve LLM"}
 _SWAP = ("stall_ms_p99", "stall_vs_steady", "verdict_to_first_token_seconds", "failed", "wrong_version")
 
 
@@ -130,30 +131,31 @@ def _quantiles(values: Sequence[float]) -> str:
 
 def _ratios(bench: Bench) -> Iterator[tuple[str, str]]:
     """Of what was asked; a pair with a side that was not has none."""
-
-    def speed(what: str, above: Key, below: Key) -> Iterator[tuple[str, str]]:
+    for what, (above, below) in _pairs():
         if {above, below} <= bench.cells.keys():
-            yield what, f"tokens/s {bench.ratio(above, below, throughput)}"
-
-    for server, told in (("bare", "bare vLLM"), ("engine", "its engine alone"), ("ray-serve-llm", "Ray Serve LLM")):
-        for clients in (1, 8, 16):
-            pair = ("learnd", "base", clients), (server, "base", clients)
-            for what, figure in speed(f"learnd / {told}, c{clients}", *pair):
-                yield what, f"{figure}, TTFT p50 {bench.ratio(*pair, ttft)}"
-    for load in ("one", "mixed4"):
-        for clients in (1, 8, 16):
-            yield from speed(f"{load} / base, c{clients}", _ours(load, clients), _ours("base+", clients))
-    yield from speed("one adapter: learnd / stock kernels, c8", _ours("one+", 8), ("bare", "one", 8))
-    for name, pair in _beside_naive().items():
-        yield from speed(f"{name}: {pair[0][0]} / Transformers fp32", *pair)
+            wait = f", TTFT p50 {bench.ratio(above, below, ttft)}" if below[0] in _BESIDE else ""
+            yield what, f"tokens/s {bench.ratio(above, below, throughput)}{wait}"
     for name, stored in _STORED.items():
         shares = (_share(bench, stored, "none"), _share(bench, stored, "fp32"))
         if None not in shares:
             yield f"{name}: bytes of the weights / as they are, / fp32", f"{shares[0]:.3f}, {shares[1]:.3f}"
+
+
+def _pairs() -> Iterator[tuple[str, tuple[Key, Key]]]:
+    """Everything that is compared, with what it is called."""
+    for server, told in _BESIDE.items():
+        for clients in (1, 8, 16):
+            yield f"learnd / {told}, c{clients}", (("learnd", "base", clients), (server, "base", clients))
+    for load in ("one", "mixed4"):
+        for clients in (1, 8, 16):
+            yield f"{load} / base, c{clients}", (_ours(load, clients), _ours("base+", clients))
+    yield "one adapter: learnd / stock kernels, c8", (_ours("one+", 8), ("bare", "one", 8))
+    for name, pair in _beside_naive().items():
+        yield f"{name}: {pair[0][0]} / Transformers fp32", pair
     for quantization in ("int8", "int4"):
         for load, clients in (("base", 8), ("one", 8), ("base", 1), ("one", 1)):
             pair = (quantization, load, clients), _ours(f"{load}|{quantization}", clients)
-            yield from speed(f"{quantization} / bf16, {load}, c{clients}", *pair)
+            yield f"{quantization} / bf16, {load}, c{clients}", pair
 
 
 def plot(bench: Bench, out: Path) -> None:
