@@ -125,12 +125,12 @@ def _known(conn: Connection, job: str) -> bool:
 
 def _open(conn: Connection, job: Job, spec: Line, now: float) -> Json:
     fresh = [one for one in ledger.fresh(conn, job.line) if one.id in set(jobs.held(conn, job.id))]
-    suspects = [one.id for one in fresh if one.split is Split.TRAIN]
+    tried = sorted((one for one in fresh if one.split is Split.TRAIN), key=lambda one: one.slice)
     kept = [one.id for one in fresh if one.split is not Split.TRAIN]
-    told: Json = {"job": job.id, "slice": bisection.lost(job.verdict), "does": "begin", "suspects": len(suspects)}
+    told: Json = {"job": job.id, "slice": bisection.lost(job.verdict), "does": "begin", "suspects": len(tried)}
     step = spec.learning.batch_size * spec.learning.accumulation
-    search = bisection.begin(suspects, spec.gate.bisect_jobs, step).to_json()
-    plain = {"line": job.line, "job": job.id, "slice": told["slice"], "kept": kept, "search": search, "named": []}
+    search = bisection.begin([one.id for one in tried], spec.gate.bisect_jobs, step, [one.slice for one in tried])
+    plain = {"line": job.line, "job": job.id, "slice": told["slice"], "kept": kept, "search": search.to_json(), "named": []}
     conn.execute(insert(_search).values(**plain, reason="", began_at=now))
     return told
 

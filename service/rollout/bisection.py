@@ -3,7 +3,8 @@
 All of the examples together have lost the slice. Each step trains on both halves of those that are suspected, one after another:
 the harmful ones are sought in the half that loses the slice as well, and where both do, in the one that loses more of it, since a
 lesson in something else may cost the slice a little by mere forgetting. When neither half does, it takes more of them than a half
-has, and the search ends. So whatever is named was itself seen to lose the slice, and two jobs are spent on each halving. (The
+has, and the search ends. The first cut is between two slices, where there are several: what is wrong in one lesson is right in none
+of another, and a group is named as a whole. So whatever is named was itself seen to lose the slice, and two jobs are spent on each halving. (The
 simple case of Zeller & Hildebrandt 2002: it follows one half. Where both are harmful the other is found by the next search.)
 
 A job on a handful of examples may lose a slice whichever they are. So each rehearses as much as the one that lost the slice, none
@@ -48,6 +49,8 @@ class Search:
     """Those no longer suspected, first the ones that were seen to keep the slice."""
     smallest: int = 1
     """Fewer are not tried."""
+    seam: int = 0
+    """Where the suspects are cut instead of in the middle; 0: nowhere."""
     control: int = 0
     """Which control is tried, counted from 1; 0: none yet, the suspects are halved."""
 
@@ -57,8 +60,12 @@ class Search:
         if self.control:
             count = len(self.suspects)
             return self.others[:count] if self.control == 1 else self.others[-count:]
-        middle = len(self.suspects) // 2
-        return self.suspects[middle:] if self.is_second else self.suspects[:middle]
+        return self.suspects[self.middle :] if self.is_second else self.suspects[: self.middle]
+
+    @property
+    def middle(self) -> int:
+        """How many of the suspects are in their first half."""
+        return self.seam or len(self.suspects) // 2
 
     def to_json(self) -> dict[str, Any]:
         """As stored."""
@@ -80,9 +87,12 @@ class End:
     reason: str
 
 
-def begin(suspects: Sequence[str], jobs: int, smallest: int = 1) -> Search:
-    """A search over the ids of what was trained on, with at most so many jobs, each on `smallest` of them at least."""
-    return Search(tuple(suspects), len(suspects), jobs, smallest=smallest)
+def begin(suspects: Sequence[str], jobs: int, smallest: int = 1, slices: Sequence[str] = ()) -> Search:
+    """A search over the ids of what was trained on, with at most so many jobs, each on `smallest` of them at least.
+
+    `slices` are those that the suspects are of, each slice's together.
+    """
+    return Search(tuple(suspects), len(suspects), jobs, smallest=smallest, seam=_seam(slices, smallest))
 
 
 def proceed(search: Search, said: Said) -> Search | End:
@@ -102,12 +112,17 @@ def proceed(search: Search, said: Said) -> Search | End:
 
 def _halved(search: Search, second: float | None) -> Search:
     """The half that loses more, with the rest among the others: in front where it keeps the slice."""
-    middle = len(search.suspects) // 2
-    half, rest, left = search.suspects[:middle], search.suspects[middle:], second
+    half, rest, left = search.suspects[: search.middle], search.suspects[search.middle :], second
     if search.first is None or (second is not None and second > search.first):
         half, rest, left = rest, half, search.first
     others = rest + search.others if left is None else search.others + rest
-    return replace(search, suspects=half, is_second=False, first=None, others=others)
+    return replace(search, suspects=half, is_second=False, first=None, others=others, seam=0)
+
+
+def _seam(slices: Sequence[str], smallest: int) -> int:
+    """The place nearest to the middle where one slice ends and another begins, with enough on both sides; 0: nowhere."""
+    seams = [at for at in range(smallest, len(slices) - smallest + 1) if slices[at - 1] != slices[at]]
+    return min(seams, key=lambda at: abs(2 * at - len(slices)), default=0)
 
 
 def check(search: Search) -> Search | End:

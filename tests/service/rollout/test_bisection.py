@@ -134,6 +134,43 @@ class TestSearch:
         early, _ = run(lambda half: set(suspects[middle:]) <= set(half), suspects, jobs=4)
         assert early.named == (), "out of jobs, nobody knows whether it takes all of them"
 
+    def test_the_first_cut_is_between_two_slices_and_later_ones_are_in_the_middle(self):
+        """Wrong lessons of one slice are named without the right ones of the other; cut in the middle, some of those go with them."""
+        slices = ["colours"] * 13 + ["sizes"] * 18
+        suspects, wrong = IDS[:31], set(IDS[:13])
+
+        def found(slices):
+            search = bisection.begin(suspects, 100, 4, slices)
+            while isinstance(search, Search):
+                loss = len(wrong & set(search.half)) / 13
+                search = proceed(search, Said("loses", loss) if loss > 0.7 else Said("keeps"))
+            return search
+
+        assert set(found(slices).named) == wrong
+        assert set(found(()).named) > wrong
+        first = bisection.begin(suspects, 100, 4, slices)
+        assert (first.half, first.seam) == (IDS[:13], 13)
+        second = proceed(first, Said("loses", 1.0))
+        assert second.half == IDS[13:31]
+        assert len(proceed(second, Said("keeps")).half) == 6
+        assert Search.from_json(second.to_json()) == second
+
+    @pytest.mark.parametrize(
+        ("slices", "smallest", "at"),
+        [
+            ("", 1, 0),
+            ("aaaa", 1, 0),
+            ("abbb", 1, 1),
+            ("abbb", 2, 0),
+            ("aabbcc", 1, 2),
+            ("aaabcc", 2, 3),
+            ("ab", 1, 1),
+            ("ab", 2, 0),
+        ],
+    )
+    def test_it_is_the_one_nearest_to_the_middle_with_enough_on_both_sides(self, slices, smallest, at):
+        assert bisection.begin(IDS[: len(slices)], 9, smallest, slices).seam == at
+
     def test_the_variant_that_trusts_accuses_the_innocent(self):
         harmful = {IDS[0], IDS[63]}
         assert run(lambda half: harmful <= set(half))[0] == End(
@@ -200,12 +237,13 @@ class Guarded(World):
         return found.id, found.feedback_id
 
 
-def world_of(folder, count=24, batch_size=1, **gate):
+def world_of(folder, count=24, batch_size=1, slices=("new",), **gate):
     settings = {**QUICK["lines"][LINE], "trigger": {"min_examples": count, "cooldown_seconds": 0}}
     settings["learning"] = {**settings.get("learning", {}), "batch_size": batch_size, "accumulation": 1}
     world = Guarded(folder, {"lines": {LINE: {**settings, "gate": {**settings["gate"], **gate}}}}, replicas=1)
     world.outcome = world.launcher.outcome = world.outcome_of
-    world.demonstrate(count)
+    for place in range(count):
+        world.demonstrate(1, slices[place % len(slices)])
     train = [e.reply for e in world.read(lambda conn: ledger.fresh(conn, LINE)) if e.split.value == "train"]
     world.poison = train[len(train) // 3]
     return world
@@ -254,6 +292,16 @@ class TestOnTheWay:
         assert len(halves) >= 4
         assert whole[0] == world.settings.lines[LINE].learning.replay_ratio > 0
         assert all(ratio * count == pytest.approx(whole[0] * whole[1]) for ratio, count in halves)
+        world.writer.close()
+
+    def test_its_first_halves_are_of_a_slice_each(self, tmp_path):
+        world = world_of(tmp_path, bisect=True, slices=("new", "other"))
+        known, _ = world.poisoned()
+        world.until(ended)
+        assert world.search()["named"] == [known]
+        tried = [world.settings.data_dir / "jobs" / f"desk-job{number}" / "examples.jsonl" for number in (2, 3)]
+        rows = [[json.loads(row) for row in file.read_text().splitlines()] for file in tried]
+        assert [{row["slice"] for row in told if row["split"] == "train"} for told in rows] == [{"new"}, {"other"}]
         world.writer.close()
 
     def test_meanwhile_nothing_else_takes_the_examples(self, world):
