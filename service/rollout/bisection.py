@@ -3,9 +3,11 @@
 All of the examples together have lost the slice. Each step trains on both halves of those that are suspected, one after another:
 the harmful ones are sought in the half that loses the slice as well, and where both do, in the one that loses more of it, since a
 lesson in something else may cost the slice a little by mere forgetting. When neither half does, it takes more of them than a half
-has, and the search ends. The first cut is between two slices, where there are several: what is wrong in one lesson is right in none
-of another, and a group is named as a whole. So whatever is named was itself seen to lose the slice, and two jobs are spent on each halving. (The
+has, and the search ends. So whatever is named was itself seen to lose the slice, and two jobs are spent on each halving. (The
 simple case of Zeller & Hildebrandt 2002: it follows one half. Where both are harmful the other is found by the next search.)
+
+The first cut is between two slices, where the examples are of several: a group is named as a whole, and right lessons of another
+skill are not to go with it.
 
 A job on a handful of examples may lose a slice whichever they are. So each rehearses as much as the one that lost the slice, none
 is on fewer than the batch of an optimiser step, and before anybody is named as many of the others are tried, at most twice, those
