@@ -9,9 +9,10 @@ simple case of Zeller & Hildebrandt 2002: it follows one half. Where both are ha
 The first cut is between two slices, where the examples are of several: a group is named as a whole, and right lessons of another
 skill are not to go with it.
 
-A job on a handful of examples may lose a slice whichever they are. So each rehearses as much as the one that lost the slice, none
-is on fewer than the batch of an optimiser step, and before anybody is named as many of the others are tried, at most twice, those
-first that were seen to keep the slice: only where some of them keep it, it is those named that lose it.
+A job on a handful of examples may lose a slice whichever they are. So each rehearses as much as the one that lost the slice, and
+none is on fewer than the batch of an optimiser step: a half that has fewer is filled up with others that were seen to keep the
+slice. And before anybody is named as many of the others are tried, at most twice, those first that keep it: only where some of
+them do, it is those named that lose it.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Search:
     first: float | None = None
     """What the first half has lost of the slice; None: it keeps it."""
     others: tuple[str, ...] = ()
-    """Those no longer suspected, first the ones that were seen to keep the slice."""
+    """Those no longer suspected, first the ones that were seen to keep the slice…"""
+    keepers: int = 0
+    """…which are so many."""
     smallest: int = 1
     """Fewer are not tried."""
     seam: int = 0
@@ -58,11 +61,12 @@ class Search:
 
     @property
     def half(self) -> tuple[str, ...]:
-        """The examples that are tried next."""
+        """The examples that are tried next, those among them that fill it up."""
         if self.control:
-            count = len(self.suspects)
+            count = max(len(self.suspects), self.smallest)
             return self.others[:count] if self.control == 1 else self.others[-count:]
-        return self.suspects[self.middle :] if self.is_second else self.suspects[: self.middle]
+        half = self.suspects[self.middle :] if self.is_second else self.suspects[: self.middle]
+        return half + self.others[: min(max(self.smallest - len(half), 0), self.keepers)]
 
     @property
     def middle(self) -> int:
@@ -117,8 +121,9 @@ def _halved(search: Search, second: float | None) -> Search:
     half, rest, left = search.suspects[: search.middle], search.suspects[search.middle :], second
     if search.first is None or (second is not None and second > search.first):
         half, rest, left = rest, half, search.first
-    others = rest + search.others if left is None else search.others + rest
-    return replace(search, suspects=half, is_second=False, first=None, others=others, seam=0)
+    others, more = (rest + search.others, len(rest)) if left is None else (search.others + rest, 0)
+    keepers = search.keepers + more
+    return replace(search, suspects=half, is_second=False, first=None, others=others, keepers=keepers, seam=0)
 
 
 def _seam(slices: Sequence[str], smallest: int) -> int:
@@ -129,9 +134,10 @@ def _seam(slices: Sequence[str], smallest: int) -> int:
 
 def check(search: Search) -> Search | End:
     """The search itself when it can go on, else its end; the last job is kept for the control."""
-    if len(search.suspects) // 2 < search.smallest:
-        alone = "it does it alone" if search.smallest == 1 else f"no job is on fewer than {search.smallest} of them"
-        return _end(search, alone, HALF)
+    if len(search.suspects) == 1:
+        return _end(search, "it does it alone", HALF)
+    if len(search.suspects) // 2 + search.keepers < search.smallest:
+        return _end(search, f"no job is on fewer than {search.smallest}", HALF)
     return search if search.jobs_left > 1 else _end(search, "out of jobs")
 
 
