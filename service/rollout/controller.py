@@ -6,7 +6,6 @@ the evidence is recomputed from the ledger's units at each look, which anytime-v
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -219,9 +218,8 @@ def _alarm(trial: Trial, seen: Facts, evidence: Evidence) -> Move | None:
     if what == QUALITY:
         return Move(Stage.ROLLING_BACK, f"harmed: {_found(evidence)}")
     if what is None and has_turned(evidence):
-        return Move(
-            Stage.ROLLING_BACK, f"turned: worse than before it, e = {math.exp(evidence.log_late):.3g} in {evidence.pairs} pairs"
-        )
+        shown = f"log evidence {evidence.log_late:.1f} of {evidence.late_at:.1f}"
+        return Move(Stage.ROLLING_BACK, f"turned: harm that began late, {shown} in {evidence.pairs} pairs")
     return Move(Stage.ROLLING_BACK, f"harmed_{what}: over its margin after {evidence.pairs} pairs") if what else None
 
 

@@ -101,6 +101,15 @@ class TestRules:
         deaf = LONG.model_copy(update={"bake": LONG.bake.model_copy(update={"alarm": 1e9})})
         assert judge(trial(policy=deaf), look(late)).move is None
 
+    def test_however_much_it_has_seen_it_can_be_told(self):
+        """While the way back is blocked the evidence goes on growing, beyond what an exponential can hold."""
+        long = LONG.model_copy(update={"bake": LONG.bake.model_copy(update={"alpha": 1e-300})})
+        well, ill = ([1.0] * 4000, [0.0] * 4000), ([0.0] * 2500, [1.0] * 2500)
+        seen = look(units(well[0] + ill[0], well[1] + ill[1], start=200), resident={"desk@v2": GOOD}, now=1e6)
+        said = judge(trial(policy=long), seen)
+        assert said.evidence.log_late > 710
+        assert said.blocked.startswith("turned: harm that began late, log evidence ")
+
     def test_a_canary_has_no_such_detector(self):
         """A level is what it keeps, and mean times to an alarm add up over candidates."""
         before = trial(Stage.CANARY, policy=LONG, steps=(150.0,))
