@@ -31,12 +31,12 @@ def products(head: Quantized) -> dict[str, Product]:
         raise SystemExit("the kernel needs a CPU with AMX and a C++ compiler")
     scale = head.scale.float().flatten()
     exact = ops.create_onednn_mm(head.dequantized().bfloat16().t(), 8)
-    packed = torch.ops._C.convert_weight_packed(head.integers)  # noqa: SLF001 - vLLM's operators have no other name
+    packed = torch.ops._C.convert_weight_packed(head.codes)  # noqa: SLF001 - vLLM's operators have no other name
     rounded = torch.ops._C.int8_scaled_mm_with_quant  # noqa: SLF001
     return {
         "bf16": lambda x: ops.onednn_mm(exact, x, None),
         "W8A8": lambda x: rounded(x, packed, scale, None, x.dtype, True),
-        "ours": native_head.Rows(library, head.integers, scale, torch.bfloat16).logits,
+        "ours": native_head.Rows(library, head.codes, scale, torch.bfloat16).logits,
     }
 
 

@@ -1,8 +1,9 @@
 """Whether the engine says what training computes: log-probs of both, for each quantization, with and without an adapter.
 
 Texts that the checkpoints were not calibrated on are scored by vLLM as it serves and by the very model that a job trains: the
-dequantized weights in fp32. A figure is engine minus training, in nats per token. The adapter is random and strong, so that one
-that is left out or wrongly applied shows: its own effect stands beside.
+dequantized weights in fp32. `awq` and `gptq` are the base as others would write it, rounded to the nearest four bits. A figure is
+engine minus training, in nats per token. The adapter is random and strong, so that one that is left out or wrongly applied shows:
+its own effect stands beside.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from _layouts import LAYOUTS, write
 from rich.console import Console
 from rich.table import Table
 
@@ -56,7 +58,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="8 texts, not 32")
     parser.add_argument("--json", action="store_true", help="the figures as one last line of JSON")
-    parser.add_argument("--only", default="none,int8,int4", help="which quantizations")
+    parser.add_argument("--only", default="none,int8,int4,awq,gptq", help="which; fp8 too on a GPU")
     said = parser.parse_args()
     console = Console(stderr=True, highlight=False, width=110)
     found = {name: measure(name, 8 if said.quick else 32, console) for name in said.only.split(",")}
@@ -74,8 +76,8 @@ def main() -> int:
 
 def measure(quantization: str, count: int, console: Console) -> dict[str, Parity]:
     """Both sides of one quantization, without and with the adapter."""
-    base = prepare(SOURCE, say=console.print, quantization=quantization)
     with tempfile.TemporaryDirectory(prefix="learnd-parity-") as folder:
+        base = made(quantization, Path(folder), console)
         model, tokenizer = adapter.load_base(base.path, "float32")
         scored = [row.tolist() for batch in batches(tokenizer, texts()[1], count) for row in batch]
         plain = [value for ids in scored for value in logprobs(model, ids)]
@@ -83,11 +85,19 @@ def measure(quantization: str, count: int, console: Console) -> dict[str, Parity
         adapted = [value for ids in scored for value in logprobs(model, ids)]
         adapter.write(model, Path(folder) / "adapter", base.name)
         del model
-        served_plain, served_adapted = asyncio.run(_served(quantization, base, Path(folder), scored))
+        served_plain, served_adapted = asyncio.run(_served(base, Path(folder), scored))
     return {
         "base": _parity(served_plain, plain, served_plain, plain),
         "random": _parity(served_adapted, adapted, served_plain, plain),
     }
+
+
+def made(quantization: str, folder: Path, console: Console) -> BaseModel:
+    """The built-in base, quantized so, or written into `folder` as others would."""
+    if quantization not in LAYOUTS:
+        return prepare(SOURCE, say=console.print, quantization=quantization)
+    write(prepare(SOURCE).path, folder / quantization, quantization)
+    return prepare(str(folder / quantization), say=console.print)
 
 
 def random_adapter(model: Any) -> Any:
@@ -101,10 +111,10 @@ def random_adapter(model: Any) -> Any:
     return model
 
 
-async def _served(quantization: str, base: BaseModel, folder: Path, scored: list[list[int]]) -> tuple[list[float], list[float]]:
+async def _served(base: BaseModel, folder: Path, scored: list[list[int]]) -> tuple[list[float], list[float]]:
     settings = Settings.model_validate({
         "data_dir": folder,
-        "base": {"source": SOURCE, "quantization": quantization},
+        "base": {"source": str(base.path)},
         "engine": {"kv_cache_gib": 0.5, "max_num_seqs": 8},
     })  # fmt: skip
     engine = await VllmEngine.start(settings, base)

@@ -19,7 +19,7 @@ from peft.tuners.lora import Linear, LoraLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from learners import compressed, fused, subspace
+from learners import dequantize, fused, subspace
 from learners.initial import MIRRORED, balanced, begin, freeze_half
 from learners.servable import CONFIG, WEIGHTS, Unservable, check_coverage
 
@@ -59,8 +59,8 @@ def load_base(path: Path, dtype: str = "bfloat16") -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(path)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    scheme, kind = compressed.scheme_of(path), getattr(torch, dtype)
-    model = compressed.load(path, scheme, kind) if scheme else AutoModelForCausalLM.from_pretrained(path, dtype=kind)
+    kind, is_quantized = getattr(torch, dtype), dequantize.config_of(path) is not None
+    model = dequantize.load(path, kind) if is_quantized else AutoModelForCausalLM.from_pretrained(path, dtype=kind)
     model.config.use_cache = False
     model.requires_grad_(requires_grad=False)
     if model.config._attn_implementation == "sdpa":  # noqa: SLF001 - transformers has no other word for it

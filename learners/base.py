@@ -65,7 +65,7 @@ def adaptable_modules(folder: Path) -> set[str]:
         with safe_open(file, framework="numpy") as opened:
             for key in opened.keys():  # noqa: SIM118 - not a dict
                 module, _, tensor = key.rpartition(".")
-                is_matrix = tensor in {"weight", "weight_packed"} and len(opened.get_slice(key).get_shape()) == MATRIX
+                is_matrix = tensor in {"weight", "weight_packed", "qweight"} and len(opened.get_slice(key).get_shape()) == MATRIX
                 if is_matrix and any(part.isdigit() for part in module.split(".")):
                     modules.add(module)
     return modules
@@ -93,6 +93,7 @@ def prepare(source: str, cache: Path | None = None, say: Say = lambda _: None, q
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise BaseMissing(f"{folder} has no config.json with *.safetensors: base.source must be a Hugging Face folder")
     name = source.rstrip("/").split(":")[-1].split("/")[-1].lower()
+    _refuse_unreadable(folder, quantization)
     if quantization != "none":
         folder = _quantized(folder, name, quantization, cache, say)
     return BaseModel(folder, name, **_digests(folder, cache, say))
@@ -158,10 +159,24 @@ def _dequantize(package: Path, file: str, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def _refuse_unreadable(folder: Path, quantization: str) -> None:
+    """Raise `BaseMissing` for a base that is quantized already, if that is to be done again or jobs cannot read it."""
+    found = json.loads((folder / "config.json").read_text()).get("quantization_config")
+    if not found:
+        return
+    if quantization != "none":
+        raise BaseMissing(f"{folder} is quantized already: leave base.quantization at none, or give the weights it was made from")
+    from learners.dequantize import refusal
+
+    if reason := refusal(found):
+        raise BaseMissing(
+            f"{folder} is quantized in a way that jobs cannot train on: {reason}. "
+            "Give the weights it was made from, and a base.quantization"
+        )
+
+
 def _quantized(source: Path, name: str, quantization: str, cache: Path, say: Say) -> Path:
     """The quantized checkpoint of the base in `source`, made once for these very weights, tokenizer and template."""
-    if json.loads((source / "config.json").read_text()).get("quantization_config"):
-        raise BaseMissing(f"{source} is quantized already: leave base.quantization at none, or give the weights it was made from")
     folder = _place(name, _digests(source, cache, say), quantization, cache)
     if not (folder / DONE).exists():
         from learners.calibrate import TooCoarse, quantize

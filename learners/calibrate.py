@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from learners import compressed
+from learners import compressed, dequantize
 from learners.quality import Quality
-from learners.quantize import SCHEMES, Quantized, Scheme, fake_int8, gptq, round_to_nearest
+from learners.quantize import SCHEMES, Quantized, Scheme, fake_float8, fake_int8, gptq, round_to_nearest
 from learners.smooth import smooth
 
 LENGTH, BATCH = 256, 4
 """Tokens of a text, texts of a batch."""
-FINER = {"int8": "int8-layers", "int8-layers": "none", "int4": "int8"}
+FINER = {"int8": "int8-layers", "int8-layers": "none", "fp8": "none", "int4": "int8"}
 """What to take instead of a scheme that changes a base too much; `int8-layers` leaves embedding and head as they are."""
 WORD = 4
 """Integers of an embedding's row that are stored together."""
@@ -57,7 +57,7 @@ def quantize(source: Path, folder: Path, name: str, say: Say = lambda _: None, r
     weights = _rounded(model, calibration, scheme, rounding, say)
     compressed.write(source, folder, weights, scheme, model.state_dict(), vocabulary)
     say(f"{name}: measuring the checkpoint")
-    model.load_state_dict(compressed.read(folder, scheme, torch.float32), strict=False)
+    model.load_state_dict(dequantize.read(folder, torch.float32), strict=False)
     with _activations_of(model, scheme):
         quality = _quality(model, held_out, expected, _bytes(source), _bytes(folder))
     if quality.kl > scheme.max_kl or not math.isfinite(quality.kl):
@@ -185,7 +185,7 @@ def _rounded(model: Any, calibration: Sequence[torch.Tensor], scheme: Scheme, ro
     for index, layer in enumerate(layers):
         say(f"{scheme.name}: layer {index + 1} of {len(layers)}")
         linears = {name: module for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)}
-        if scheme.has_int_activations:
+        if scheme.rounds_inputs and not scheme.is_float:
             smooth(layer, hidden, partial(_through, layer, options=options[index]))
         moments = _Moments(linears)
         for batch in hidden:
@@ -257,10 +257,11 @@ def _one_thread() -> Iterator[None]:
 def _activations_of(model: Any, scheme: Scheme) -> Iterator[None]:
     """While it lasts, the layers' linear modules see their inputs as the engine rounds them."""
     linears = [module for module in _layers(model).modules() if isinstance(module, torch.nn.Linear)]
+    rounded = fake_float8 if scheme.is_float else fake_int8
     hooks = [
-        module.register_forward_pre_hook(lambda _, arguments: (fake_int8(arguments[0]),))
+        module.register_forward_pre_hook(lambda _, arguments: (rounded(arguments[0]),))
         for module in linears
-        if scheme.has_int_activations
+        if scheme.rounds_inputs
     ]
     yield
     for hook in hooks:

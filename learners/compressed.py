@@ -1,4 +1,4 @@
-"""Quantized checkpoints on disk, in the compressed-tensors format that vLLM serves: written, and read back dequantized.
+"""Quantized checkpoints written, in the compressed-tensors format that vLLM serves; `dequantize` reads them.
 
 The matrices of the layers are quantized and, by some schemes, embedding and head; norms and biases are copied as they are.
 Embedding and head then have a group of their own: int8 rows in int32 words (`pack-quantized`), one scale for each row. A tied
@@ -14,37 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoConfig
 
-from learners.quantize import BYTE, SCHEMES, Quantized, Scheme, pack, unpack
+from learners.quantize import BYTE, Quantized, Scheme, pack
 
 WEIGHTS = "model.safetensors"
 EMBEDDINGS = "Embedding"
 NOT_COPIED = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".gguf")
 PACKED, MIXED = "pack-quantized", "mixed-precision"
-FORMATS = {"int8": "int-quantized", "int8-layers": "int-quantized", "int4": PACKED}
-
-
-def scheme_of(folder: Path) -> Scheme | None:
-    """How the checkpoint is quantized, in a way that can be read back here; None: not quantized, or in another way."""
-    found = config_of(folder)
-    if not found or found.get("quant_method") != "compressed-tensors":
-        return None
-    layers, *others = [_known(group) for group in found.get("config_groups", {}).values()] or [{}]
-    rows = [{**group, "targets": [EMBEDDINGS]} for group in others if EMBEDDINGS in group["targets"]]
-    for scheme in SCHEMES.values():
-        if layers == _group(scheme) and len(rows) == len(others) and rows == [_rows([EMBEDDINGS])] * scheme.has_int_embedding:
-            return scheme
-    return None
-
-
-def config_of(folder: Path) -> dict[str, Any] | None:
-    """What `config.json` says of quantization, by whomever; None: nothing."""
-    found = json.loads((folder / "config.json").read_text()).get("quantization_config")
-    return dict(found) if found else None
+FORMATS = {"int8": "int-quantized", "int8-layers": "int-quantized", "fp8": "float-quantized", "int4": PACKED}
 
 
 def write(
@@ -84,29 +63,6 @@ def write(
     (folder / "config.json").write_text(json.dumps(config, indent=1))
 
 
-def load(folder: Path, scheme: Scheme, dtype: torch.dtype) -> Any:
-    """The causal language model of the checkpoint, with plain linear layers that can be run backwards through."""
-    config = AutoConfig.from_pretrained(folder)
-    del config.quantization_config  # else transformers would pack the layers again
-    kind = getattr(transformers, config.architectures[0])
-    return kind.from_pretrained(None, config=config, state_dict=read(folder, scheme, dtype), dtype=dtype)
-
-
-def read(folder: Path, scheme: Scheme, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The whole checkpoint as plain weights, dequantized in fp32, then rounded to `dtype`."""
-    stored: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            stored |= {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
-    weights = {}
-    for scale in [key for key in stored if key.endswith(".weight_scale")]:
-        module = scale.removesuffix(".weight_scale")
-        names = [key for key in stored if key.startswith(f"{module}.weight")]
-        parts = {key.removeprefix(f"{module}."): stored.pop(key) for key in names}
-        weights[f"{module}.weight"] = _restored(parts, scheme).dequantized().to(dtype)
-    return {**{key: tensor.to(dtype) for key, tensor in stored.items()}, **weights}
-
-
 def _described(scheme: Scheme, vocabulary: Mapping[str, Quantized | None]) -> dict[str, Any]:
     """What `config.json` says of quantization."""
     described = {
@@ -128,40 +84,27 @@ def _described(scheme: Scheme, vocabulary: Mapping[str, Quantized | None]) -> di
 
 def _stored(weight: Quantized, scheme: Scheme) -> dict[str, torch.Tensor]:
     if scheme.bits == BYTE:
-        return {"weight": weight.integers.contiguous(), "weight_scale": weight.scale.contiguous()}
+        return {"weight": weight.codes.contiguous(), "weight_scale": weight.scale.contiguous()}
     return {
-        "weight_packed": pack(weight.integers, scheme.bits),
+        "weight_packed": pack(weight.codes, scheme.bits),
         "weight_scale": weight.scale.contiguous(),
         "weight_zero_point": pack(weight.zero, scheme.bits, dim=0),
-        "weight_shape": torch.tensor(weight.integers.shape),
+        "weight_shape": torch.tensor(weight.codes.shape),
     }
 
 
 def _stored_rows(weight: Quantized) -> dict[str, torch.Tensor]:
-    shape = torch.tensor(weight.integers.shape)
-    return {"weight_packed": pack(weight.integers, BYTE), "weight_scale": weight.scale.contiguous(), "weight_shape": shape}
-
-
-def _restored(parts: Mapping[str, torch.Tensor], scheme: Scheme) -> Quantized:
-    scale = parts["weight_scale"]
-    if "weight_zero_point" not in parts:
-        packed = "weight_packed" in parts
-        integers = unpack(parts["weight_packed"], BYTE, int(parts["weight_shape"][1])) if packed else parts["weight"]
-        return Quantized(integers, scale, torch.zeros_like(scale, dtype=torch.int8))
-    outputs, inputs = parts["weight_shape"].tolist()
-    zero = unpack(parts["weight_zero_point"], scheme.bits, outputs, dim=0)
-    return Quantized(unpack(parts["weight_packed"], scheme.bits, inputs), scale, zero)
+    shape = torch.tensor(weight.codes.shape)
+    return {"weight_packed": pack(weight.codes, BYTE), "weight_scale": weight.scale.contiguous(), "weight_shape": shape}
 
 
 def _group(scheme: Scheme) -> dict[str, Any]:
     """The scheme as compressed-tensors describes it."""
     shape = {"strategy": "group", "group_size": scheme.group} if scheme.group else {"strategy": "channel"}
-    group: dict[str, Any] = {
-        "targets": ["Linear"],
-        "weights": {"num_bits": scheme.bits, "type": "int", "symmetric": scheme.is_symmetric, "dynamic": False, **shape},
-    }
-    if scheme.has_int_activations:
-        group["input_activations"] = {"num_bits": 8, "type": "int", "strategy": "token", "symmetric": True, "dynamic": True}
+    kind = {"num_bits": scheme.bits, "type": "float" if scheme.is_float else "int", "symmetric": scheme.is_symmetric}
+    group: dict[str, Any] = {"targets": ["Linear"], "weights": {**kind, "dynamic": False, **shape}}
+    if scheme.rounds_inputs:
+        group["input_activations"] = {**kind, "strategy": "token", "dynamic": True}
     return group
 
 
@@ -171,13 +114,3 @@ def _rows(targets: list[str]) -> dict[str, Any]:
         "targets": targets,
         "weights": {"num_bits": BYTE, "type": "int", "symmetric": True, "dynamic": False, "strategy": "channel"},
     }
-
-
-def _known(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint's description, reduced to what `_group` says: other writers add fields of no effect here."""
-    known = {"targets": group.get("targets")}
-    for part in ("weights", "input_activations"):
-        names = ("num_bits", "type", "strategy", "group_size", "symmetric", "dynamic")
-        if group.get(part):
-            known[part] = {name: group[part][name] for name in names if group[part].get(name) is not None}
-    return known

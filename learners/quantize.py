@@ -1,9 +1,10 @@
 """Weights in fewer bits: scales, GPTQ's rounding with error feedback, and the way back. Numbers only, no files, no models.
 
-A weight (outputs, inputs) becomes integers on a grid: `weight ≈ (integer - zero) * scale`, with one scale and zero for
-each output and each group of inputs. Rounding each weight by itself (`round_to_nearest`) ignores that errors may cancel;
-GPTQ (Frantar et al., arXiv 2210.17323) rounds one input after another and lets those to come make up for the error, by the
-inverse of the inputs' second moments. Scales are those of the checkpoint, in bf16, before anything is rounded by them.
+A weight (outputs, inputs) becomes codes on a grid: `weight ≈ (code - zero) * scale`, with one scale and zero for each output
+and each group of inputs. Codes are integers, or 8-bit floats (`float8_e4m3fn`), whose steps are finer where they are smaller.
+Rounding each weight by itself (`round_to_nearest`) ignores that errors may cancel; GPTQ (Frantar et al., arXiv 2210.17323)
+rounds one input after another and lets those to come make up for the error, by the inverse of the inputs' second moments.
+Scales are those of the checkpoint, in bf16, before anything is rounded by them.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from typing import Literal
 
 import torch
 
-Name = Literal["int8", "int8-layers", "int4"]
+Name = Literal["int8", "int8-layers", "fp8", "int4"]
 
 BYTE = 8
+
+FLOAT8_MAX = 448
+"""The largest `float8_e4m3fn`."""
 
 BLOCK = 128
 """Inputs that are rounded before their errors reach those beyond: larger products, the same result."""
@@ -36,29 +40,37 @@ class Scheme:
     group: int
     """Inputs that share a scale; 0: all of an output's."""
     is_symmetric: bool
-    """Whether zero is always the integer 0."""
-    has_int_activations: bool
-    """Whether the engine also rounds each token's inputs to int8, by their own largest (W8A8), or leaves them (W4A16)."""
+    """Whether zero is always the code 0."""
+    rounds_inputs: bool
+    """Whether the engine also rounds each token's inputs to such codes, by their own largest (W8A8), or leaves them (W4A16)."""
     has_int_embedding: bool
     """Whether embedding and head are rounded as well, one scale for each of the vocabulary's rows; the head's inputs are not."""
     max_kl: float
     """Nats per token of Kullback–Leibler divergence from the base on held-out text, beyond which it is refused."""
+    is_float: bool = False
+    """Whether codes are floats: four bits of exponent, three of mantissa."""
+
+    @property
+    def code(self) -> torch.dtype:
+        """What a code is stored as, unless several are packed together."""
+        return torch.float8_e4m3fn if self.is_float else torch.int8
 
     @property
     def lowest(self) -> int:
-        """The smallest integer; symmetric grids leave out the one without a counterpart."""
-        return self.is_symmetric - (1 << (self.bits - 1))
+        """The smallest code; symmetric grids leave out the integer without a counterpart."""
+        return -FLOAT8_MAX if self.is_float else self.is_symmetric - (1 << (self.bits - 1))
 
     @property
     def highest(self) -> int:
-        """The largest integer."""
-        return (1 << (self.bits - 1)) - 1
+        """The largest code."""
+        return FLOAT8_MAX if self.is_float else (1 << (self.bits - 1)) - 1
 
 
 SCHEMES: dict[str, Scheme] = {
-    "int8": Scheme("int8", 8, 0, is_symmetric=True, has_int_activations=True, has_int_embedding=True, max_kl=0.05),
-    "int8-layers": Scheme("int8-layers", 8, 0, is_symmetric=True, has_int_activations=True, has_int_embedding=False, max_kl=0.05),
-    "int4": Scheme("int4", 4, 32, is_symmetric=False, has_int_activations=False, has_int_embedding=False, max_kl=0.2),
+    "int8": Scheme("int8", 8, 0, is_symmetric=True, rounds_inputs=True, has_int_embedding=True, max_kl=0.05),
+    "int8-layers": Scheme("int8-layers", 8, 0, is_symmetric=True, rounds_inputs=True, has_int_embedding=False, max_kl=0.05),
+    "fp8": Scheme("fp8", 8, 0, is_symmetric=True, rounds_inputs=True, has_int_embedding=False, max_kl=0.05, is_float=True),
+    "int4": Scheme("int4", 4, 32, is_symmetric=False, rounds_inputs=False, has_int_embedding=False, max_kl=0.2),
 }
 
 
@@ -66,28 +78,28 @@ SCHEMES: dict[str, Scheme] = {
 class Quantized:
     """A weight on its grid."""
 
-    integers: torch.Tensor
-    """int8 (outputs, inputs)."""
+    codes: torch.Tensor
+    """int8 or float8_e4m3fn (outputs, inputs)."""
     scale: torch.Tensor
     """bf16 (outputs, groups)."""
     zero: torch.Tensor
     """int8 (outputs, groups)."""
 
     def dequantized(self) -> torch.Tensor:
-        """The weight that the integers stand for, fp32 (outputs, inputs)."""
-        scale, zero = _by_input(self.scale.float(), self.integers), _by_input(self.zero.float(), self.integers)
-        return (self.integers.float() - zero) * scale
+        """The weight that the codes stand for, fp32 (outputs, inputs)."""
+        scale, zero = _by_input(self.scale.float(), self.codes), _by_input(self.zero.float(), self.codes)
+        return (self.codes.float() - zero) * scale
 
     def rows(self, start: int, end: int) -> Quantized:
         """Some of the outputs."""
-        return Quantized(self.integers[start:end], self.scale[start:end], self.zero[start:end])
+        return Quantized(self.codes[start:end], self.scale[start:end], self.zero[start:end])
 
 
 def round_to_nearest(weight: torch.Tensor, scheme: Scheme) -> Quantized:
     """Each weight by itself, each scale by its group's largest: what GPTQ must beat."""
     scale, zero = _grid(_groups(weight, scheme), scheme, 1.0)
-    integers = _round(weight, _by_input(scale.float(), weight), _by_input(zero, weight), scheme)
-    return Quantized(integers.to(torch.int8), scale, zero.to(torch.int8))
+    codes = _round(weight, _by_input(scale.float(), weight), _by_input(zero, weight), scheme)
+    return Quantized(codes.to(scheme.code), scale, zero.to(torch.int8))
 
 
 def gptq(weight: torch.Tensor, moments: torch.Tensor, scheme: Scheme) -> Quantized:
@@ -106,9 +118,9 @@ def gptq(weight: torch.Tensor, moments: torch.Tensor, scheme: Scheme) -> Quantiz
     rounded = _round_in_order(
         weight[:, order], _by_input(scale.float(), weight)[:, order], _by_input(zero, weight)[:, order], feedback, scheme
     )
-    integers = torch.empty_like(rounded)
-    integers[:, order] = rounded
-    return Quantized(integers.to(torch.int8), scale, zero.to(torch.int8))
+    codes = torch.empty_like(rounded)
+    codes[:, order] = rounded
+    return Quantized(codes.to(scheme.code), scale, zero.to(torch.int8))
 
 
 def best_grid(weight: torch.Tensor, importance: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,6 +144,12 @@ def fake_int8(inputs: torch.Tensor) -> torch.Tensor:
     """Inputs (…, features) as a W8A8 engine sees them: each token rounded to int8 by its own largest."""
     scale = (inputs.abs().amax(-1, keepdim=True).float() / 127).clamp(min=torch.finfo(torch.float32).tiny)
     return ((inputs.float() / scale).round().clamp(-128, 127) * scale).to(inputs.dtype)
+
+
+def fake_float8(inputs: torch.Tensor) -> torch.Tensor:
+    """The same with `float8_e4m3fn`."""
+    scale = (inputs.abs().amax(-1, keepdim=True).float() / FLOAT8_MAX).clamp(min=torch.finfo(torch.float32).tiny)
+    return ((inputs.float() / scale).clamp(-FLOAT8_MAX, FLOAT8_MAX).to(torch.float8_e4m3fn).float() * scale).to(inputs.dtype)
 
 
 def pack(integers: torch.Tensor, bits: int, dim: int = 1) -> torch.Tensor:
@@ -183,7 +201,12 @@ def _grid(groups: torch.Tensor, scheme: Scheme, shrink: float) -> tuple[torch.Te
 
 
 def _round(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, scheme: Scheme) -> torch.Tensor:
-    found: torch.Tensor = ((weight / scale).round() + zero).clamp(scheme.lowest, scheme.highest)
+    """The codes nearest to the weight, as fp32."""
+    found: torch.Tensor
+    if scheme.is_float:
+        found = (weight / scale).clamp(scheme.lowest, scheme.highest).to(scheme.code).float()
+    else:
+        found = ((weight / scale).round() + zero).clamp(scheme.lowest, scheme.highest)
     return found
 
 
@@ -205,9 +228,9 @@ def _round_in_order(
         end = min(start + BLOCK, len(columns))
         block, errors, steps = columns[start:end], torch.empty(end - start, weight.shape[0]), feedback[start:end, start:end]
         for j in range(end - start):
-            integers = _round(block[j], scale[start + j], zero[start + j], scheme)
-            rounded[:, start + j] = integers
-            errors[j] = (block[j] - (integers - zero[start + j]) * scale[start + j]) / steps[j, j]
+            codes = _round(block[j], scale[start + j], zero[start + j], scheme)
+            rounded[:, start + j] = codes
+            errors[j] = (block[j] - (codes - zero[start + j]) * scale[start + j]) / steps[j, j]
             block[j + 1 :] -= steps[j, j + 1 :, None] * errors[j]
         columns[end:] -= feedback[start:end, end:].t() @ errors
     return rounded

@@ -24,6 +24,7 @@ class Quantization(StrEnum):
     NONE = "none"
     INT8 = "int8"
     INT8_LAYERS = "int8-layers"
+    FP8 = "fp8"
     INT4 = "int4"
 
 

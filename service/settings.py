@@ -8,14 +8,14 @@ from __future__ import annotations
 import base64
 import ipaddress
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from replay.records import Wanted
 from service.settings_data import Admission, Closed, Drift, Name
-from service.settings_engine import Replies
+from service.settings_engine import Base, Engine
 from service.settings_learning import Learning
 from service.settings_line import Anchor, Bake, Gate, Guardrail, Line, Rollout, Shadow, Trigger
 from service.settings_training import Training
@@ -24,8 +24,10 @@ __all__ = [
     "Admission",
     "Anchor",
     "Bake",
+    "Base",
     "Closed",
     "Drift",
+    "Engine",
     "Gate",
     "Guardrail",
     "Judge",
@@ -76,50 +78,6 @@ class Key(Closed):
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     scopes: tuple[Literal["infer", "feedback", "admin"], ...]
-
-
-class Base(Closed):
-    """The base model, as it serves and as it trains."""
-
-    source: str = "builtin:smollm2-135m"
-    """`builtin:smollm2-135m`, a local Hugging Face folder, or a hub id."""
-    name: str = ""
-    """What clients write in `model` to ask the base itself; empty: derived from the source."""
-    quantization: Literal["none", "int8", "int8-layers", "int4"] = "none"
-    """`int8`: weights and layers' inputs in 8 bits; `int8-layers`: without embedding and head; `int4`: layers' weights in 4."""
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Of the engine's computation; `auto`: the base's own on a GPU, the faster of bf16 and fp32 on a CPU."""
-    max_model_len: int = Field(2048, ge=128)
-    max_rank: int = Field(16, ge=1)
-    max_resident: int = Field(4, ge=2)
-    """Adapters held in memory at once by each replica: champion, candidate and previous of each line must fit."""
-
-    @property
-    def served_name(self) -> str:
-        """The base's own name, without path or prefix."""
-        return self.name or self.source.rstrip("/").split(":")[-1].split("/")[-1].lower()
-
-
-class Engine(Replies):
-    """How the base is served."""
-
-    replicas: int = Field(1, ge=1)
-    autoscaling: dict[str, Any] = {}
-    """Passed to Ray Serve's `autoscaling_config` as it is; replaces `replicas`."""
-    max_num_seqs: int = Field(32, ge=1)
-    kv_cache_gib: float = Field(1.0, gt=0)
-    """KV cache on a CPU."""
-    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
-    cpus: float = Field(1.0, ge=0)
-    gpus: float = Field(default_factory=lambda: float(any(Path("/dev").glob("nvidia[0-9]*"))), ge=0)
-    """Of each replica; by default a whole one where this machine has an NVIDIA card."""
-    threads: int = Field(0, ge=0)
-    """OpenMP threads on a CPU, two thirds of them while a job trains there; 0: as many as cores."""
-    has_grouped_lora: bool = True
-    """Use learnd's CPU kernels for LoRA in place of vLLM's."""
-    tool_call_parser: str | None = None
-    extra_args: tuple[str, ...] = ()
-    """More flags for vLLM's own server, as on its command line."""
 
 
 class Recording(Closed):
@@ -255,6 +213,11 @@ class Settings(BaseSettings):
     def _fits_together(self) -> Self:
         if not self.http.is_loopback and not self.keys:
             raise ValueError(f"http.host {self.http.host!r} is not loopback, so keys are needed: make one with `learnd key new`")
+        if self.base.quantization == "fp8" and not self.engine.gpus:
+            raise ValueError(
+                "base.quantization fp8 is for GPUs: without one the engine would take seconds for each token. "
+                'Say "int8", or give the engine a GPU (engine.gpus)'
+            )
         needed = sum(3 + (line.rollout.anchor.holdback > 0) for line in self.lines.values())
         if needed > self.base.max_resident:
             told = f"{len(self.lines)} lines need 3 each, and one more with an anchor"

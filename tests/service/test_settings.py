@@ -19,6 +19,10 @@ def test_defaults_are_complete():
     assert list(settings.lines) == ["default"]
 
 
+def test_fp8_is_taken_where_the_engine_has_a_gpu(tmp_path):
+    assert load(write(tmp_path, "[base]\nquantization = 'fp8'\n[engine]\ngpus = 0.5")).base.quantization == "fp8"
+
+
 def test_flags_win_over_environment_over_file(tmp_path, monkeypatch):
     path = write(tmp_path, "[http]\nport = 1111\nhost = '127.0.0.2'\n[engine]\nreplicas = 2\n")
     monkeypatch.setenv("LEARND_HTTP__PORT", "2222")
@@ -45,6 +49,7 @@ def test_flags_win_over_environment_over_file(tmp_path, monkeypatch):
         ("[training]\nworkers = 2\nfsdp = {version = 2}\n[lines.desk.learning]\nstrategy = 'ewc'", "needs whole factors"),
         ("[training]\nis_on_gpu = true\ndeepspeed = 'zero.json'\n[lines.desk.learning]\ninit = 'pissa'", "needs whole factors"),
         ("[training]\ndeepspeed = 'zero.json'", "is for GPUs"),
+        ("[base]\nquantization = 'fp8'\n[engine]\ngpus = 0", "fp8 is for GPUs"),
         ("[lines.desk.learning]\ninit = 'pissa'\nweight_decay = 0.1", "frozen half"),
         ("[lines.desk.learning]\ninit = 'orthogonal'\nrank = 3", "even rank"),
         ("[lines.desk.learning]\ninit = 'loftq'", "'pissa' or 'olora'"),
