@@ -1,4 +1,4 @@
-"""LoRA for few rows by the C++ beside this file: compiled once by the machine's own compiler, then kept in the cache.
+"""LoRA by the C++ beside this file: compiled once by the machine's own compiler, then kept in the cache.
 
 Without a compiler, or in a precision that it does not know, the caller has PyTorch do the same. The head's kernel
 (native_head.py) is compiled here too.

@@ -2,6 +2,10 @@
 
 #pragma once
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 
@@ -21,7 +25,12 @@ inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof va
 inline void store(BFloat* to, Floats values) {  // to the nearest, ties to even; a NaN stays one
   const Words words = (Words)values;
   const Words rounded = (words + 0x7fff + ((words >> 16) & 1)) >> 16;
-  const Halves halves = __builtin_convertvector(values == values ? rounded : Words{} + 0x7fc0, Halves);
+  const Words found = values == values ? rounded : Words{} + 0x7fc0;
+#ifdef __AVX512F__  // GCC 12 narrows, as it widens, in two halves
+  const __m256i halves = _mm512_cvtepi32_epi16((__m512i)found);
+#else
+  const Halves halves = __builtin_convertvector(found, Halves);
+#endif
   std::memcpy(to, &halves, sizeof halves);
 }
 

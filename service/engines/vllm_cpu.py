@@ -1,9 +1,9 @@
 """vLLM on CPUs, mended: a `vllm.general_plugins` entry point that vLLM calls in each of its processes.
 
 vLLM's CPU kernels for LoRA gather a copy of the adapter for every token, which makes adapter traffic several times slower than
-the base, and in a mixed batch they give the rows without an adapter the last slot's (vllm#48421). Here a step's few rows of each
-adapter, as in decoding, go through a kernel of our own (native.py), all adapters in one call for a layer; an adapter's many rows,
-as of prompts, are a product each. The slices of a layer (q, k, v; gate, up) lie in one storage. A base whose weights oneDNN has
+the base, and in a mixed batch they give the rows without an adapter the last slot's (vllm#48421). Here a step's rows go through a
+kernel of our own (native.py), all adapters in one call for a layer; an adapter's many hundreds of rows, as of long prompts, are a
+product each. The slices of a layer (q, k, v; gate, up) lie in one storage. A base whose weights oneDNN has
 packed away has `layer.weight = None`, where vLLM then looks for a device. Norms and activations are in vllm_cpu_layers.py,
 threads beside a job in vllm_cpu_threads.py, int8 embeddings and their heads in vllm_rows.py.
 Embedding and logits adapters are left to vLLM's code.
@@ -36,8 +36,12 @@ from service.engines.vllm_rows import serve_rows
 
 TESTED_VERSIONS = ("0.32.",)
 
-FEW_ROWS = 32
-"""Neighbours of one adapter; for more, PyTorch's large products are faster than the kernel."""
+FEW_ROWS = 600
+"""Neighbours of one adapter; for more, PyTorch's large products are faster than the kernel. They are so from 300 on if the same
+number of rows was met before; for a new one, as most prompts are, it compiles other code in bf16, some 15 ms a step."""
+
+FEWEST_ROWS = 32
+"""The same where there is no kernel."""
 
 MATRIX = 2
 
@@ -95,7 +99,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc] # vLLM is un
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Take note of the next batch's adapters."""
         super().update_metadata(*args, **kwargs)
-        self.few, self.many = divide(self.token_lora_indices)
+        self.few, self.many = divide(self.token_lora_indices, FEWEST_ROWS if self.kernel is None else FEW_ROWS)
 
     def add_lora_linear(
         self,
@@ -165,14 +169,14 @@ def fused(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> tuple[Slices,
     return Slices.of(views_a, whole_a, layer), Slices.of(views_b, whole_b, layer)
 
 
-def divide(slots: torch.Tensor) -> tuple[native.Rows | None, tuple[tuple[int, slice], ...]]:
-    """The rows of `slots` (one for each row; -1: no adapter) for the kernel, and the long runs of one adapter."""
+def divide(slots: torch.Tensor, most: int) -> tuple[native.Rows | None, tuple[tuple[int, slice], ...]]:
+    """The rows of `slots` (one for each row; -1: no adapter) for the kernel, and one adapter's runs of more than `most` rows."""
     many = []
-    if len(slots) > FEW_ROWS:
+    if len(slots) > most:
         values, lengths = torch.unique_consecutive(slots, return_counts=True)
         ends, slots = lengths.cumsum(0).tolist(), slots.clone()
         for slot, length, end in zip(values.tolist(), lengths.tolist(), ends, strict=True):
-            if slot >= 0 and length > FEW_ROWS:
+            if slot >= 0 and length > most:
                 many.append((slot, slice(end - length, end)))
                 slots[end - length : end] = -1
     return native.Rows.of(slots) if bool((slots >= 0).any()) else None, tuple(many)

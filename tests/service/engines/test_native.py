@@ -42,7 +42,7 @@ def kernel():
     slots=st.lists(st.integers(-1, 4), min_size=1, max_size=40),
     inputs=st.integers(1, 70),
     rank=st.integers(1, 20),
-    widths=st.lists(st.integers(1, 50), min_size=1, max_size=3),
+    widths=st.lists(st.integers(1, 150), min_size=1, max_size=3),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_any_shape_equals_each_row_by_itself(kernel, slots, inputs, rank, widths, dtype):
@@ -50,6 +50,18 @@ def test_any_shape_equals_each_row_by_itself(kernel, slots, inputs, rank, widths
     want = one_by_one(x, y, a, b, widths, slots)
     kernel.add(native.Layer(a, b, widths), x, y, native.Rows.of(torch.tensor(slots)), SCALE)
     # fp32 sums; then one rounding to bf16, by half a unit in 256
+    close = {"rtol": 2**-8, "atol": 1e-3} if dtype is torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-3}
+    torch.testing.assert_close(y.double(), want, **close)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_prompt_s_rows_over_wide_slices(kernel, dtype):
+    """More outputs than are taken together, inputs of whole steps, whose rows are read where they lie."""
+    widths = [1100, 70]
+    x, y, a, b = drawn(75, 128, 16, widths, dtype)
+    slots = [0] * 37 + [-1] + [2] * 37
+    want = one_by_one(x, y, a, b, widths, slots)
+    kernel.add(native.Layer(a, b, widths), x, y, native.Rows.of(torch.tensor(slots)), SCALE)
     close = {"rtol": 2**-8, "atol": 1e-3} if dtype is torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-3}
     torch.testing.assert_close(y.double(), want, **close)
 

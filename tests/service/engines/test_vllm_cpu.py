@@ -19,7 +19,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 
 from service.engines import vllm_cpu, vllm_cpu_layers
-from service.engines.vllm_cpu import FEW_ROWS, GroupedPunicaWrapper, divide, fused, register
+from service.engines.vllm_cpu import FEW_ROWS, FEWEST_ROWS, GroupedPunicaWrapper, divide, fused, register
 from service.engines.vllm_rows import Int8Rows
 
 SLOTS, RANK, INPUT, WIDTHS, SCALE = 3, 4, 10, (6, 2, 2), 0.5
@@ -91,7 +91,8 @@ def test_groups_equal_rows(has_kernel, ids):
 
 @pytest.fixture(params=["kernel", "without a compiler"])
 def has_kernel(request, monkeypatch):
-    """Both ways that few rows may go."""
+    """Both ways that few rows may go; with the kernel too a run of 33 is long here."""
+    monkeypatch.setattr(vllm_cpu, "FEW_ROWS", FEWEST_ROWS)
     if request.param != "kernel":
         monkeypatch.setattr(vllm_cpu.native, "load", lambda: None)
     return request.param == "kernel"
@@ -101,7 +102,7 @@ def has_kernel(request, monkeypatch):
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     runs=st.lists(
-        st.tuples(st.sampled_from([0, 11, 12]), st.sampled_from([1, 2, FEW_ROWS, FEW_ROWS + 1])), min_size=1, max_size=9
+        st.tuples(st.sampled_from([0, 11, 12]), st.sampled_from([1, 2, FEWEST_ROWS, FEWEST_ROWS + 1])), min_size=1, max_size=9
     ),
     rank=st.integers(1, 9),
     widths=st.sampled_from([(6, 2, 2), (5, 5), (7,)]),
@@ -182,16 +183,20 @@ def test_the_next_batch_forgets_the_last():
 
 
 def test_many_rows_of_an_adapter_go_apart_from_few_ones():
-    few, many = divide(torch.tensor([1, -1, 2]))
+    few, many = divide(torch.tensor([1, -1, 2]), 3)
     assert (few.slots.tolist(), few.count, many) == ([1, -1, 2], 3, ())
-    assert divide(torch.tensor([-1, -1])) == (None, ())
-    prompt = [1] * (FEW_ROWS + 1)
-    few, many = divide(torch.tensor([2, *prompt, -1, 2]))
-    assert few.slots.tolist() == [2, *[-1] * len(prompt), -1, 2]
-    assert many == ((1, slice(1, len(prompt) + 1)),)
-    few, many = divide(torch.tensor([*prompt, -1, *prompt]))
+    assert divide(torch.tensor([-1, -1]), 1) == (None, ())
+    few, many = divide(torch.tensor([2, 1, 1, 1, 1, -1, 2]), 3)
+    assert few.slots.tolist() == [2, -1, -1, -1, -1, -1, 2]
+    assert many == ((1, slice(1, 5)),)
+    few, many = divide(torch.tensor([1, 1, 1, 1, -1, 1, 1, 1, 1]), 3)
     assert few is None
-    assert many == ((1, slice(0, len(prompt))), (1, slice(len(prompt) + 1, 2 * len(prompt) + 1)))
+    assert many == ((1, slice(0, 4)), (1, slice(5, 9)))
+
+
+@pytest.mark.parametrize(("length", "is_many"), [(FEW_ROWS, False), (FEW_ROWS + 1, True)])
+def test_prompts_are_the_kernel_s_up_to_hundreds_of_rows(length, is_many):
+    assert bool(wrapper([11] * length, rows=2 * FEW_ROWS).many) == is_many
 
 
 LAYERS = (BaseLinearLayerWithLoRA, MergedColumnParallelLinearWithLoRA)
