@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learners import dequantize, fused, subspace
+from learners.base import quantization_of
 from learners.initial import MIRRORED, balanced, begin, freeze_half
 from learners.servable import CONFIG, WEIGHTS, Unservable, check_coverage
 
@@ -59,8 +60,8 @@ def load_base(path: Path, dtype: str = "bfloat16") -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(path)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    kind, is_quantized = getattr(torch, dtype), dequantize.config_of(path) is not None
-    model = dequantize.load(path, kind) if is_quantized else AutoModelForCausalLM.from_pretrained(path, dtype=kind)
+    kind = getattr(torch, dtype)
+    model = dequantize.load(path, kind) if quantization_of(path) else AutoModelForCausalLM.from_pretrained(path, dtype=kind)
     model.config.use_cache = False
     model.requires_grad_(requires_grad=False)
     if model.config._attn_implementation == "sdpa":  # noqa: SLF001 - transformers has no other word for it

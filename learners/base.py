@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 from safetensors import safe_open
 
@@ -53,6 +54,12 @@ class BaseModel:
     def digests(self) -> dict[str, str]:
         """What a version made for this base must name."""
         return {"weights": self.weights_digest, "tokenizer": self.tokenizer_digest, "template": self.template_digest}
+
+
+def quantization_of(folder: Path) -> dict[str, Any] | None:
+    """What the checkpoint's `config.json` says of quantization; None: nothing."""
+    found = json.loads((folder / "config.json").read_text()).get("quantization_config")
+    return dict(found) if found else None
 
 
 def adaptable_modules(folder: Path) -> set[str]:
@@ -128,6 +135,16 @@ def refuse_another(base: BaseModel, versions: Path) -> None:
             )
 
 
+def refuse_floats(base: BaseModel) -> None:
+    """Raise `BaseMissing` for weights in 8-bit floats: for those who serve without a GPU."""
+    groups = (quantization_of(base.path) or {}).get("config_groups", {})
+    if any(group["weights"]["type"] == "float" for group in groups.values()):
+        raise BaseMissing(
+            f"{base.path} has 8-bit floats, which are for GPUs: without one the engine would take seconds for each token. "
+            "Give the weights it was made from and base.quantization 'int8', or give the engine a GPU (engine.gpus)"
+        )
+
+
 def _builtin(source: str, cache: Path, say: Say) -> Path:
     if source not in BUILTIN:
         raise BaseMissing(f"no built-in base {source!r}; there is {', '.join(BUILTIN)}")
@@ -161,7 +178,7 @@ def _dequantize(package: Path, file: str, folder: Path) -> None:
 
 def _refuse_unreadable(folder: Path, quantization: str) -> None:
     """Raise `BaseMissing` for a base that is quantized already, if that is to be done again or jobs cannot read it."""
-    found = json.loads((folder / "config.json").read_text()).get("quantization_config")
+    found = quantization_of(folder)
     if not found:
         return
     if quantization != "none":

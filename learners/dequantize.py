@@ -6,7 +6,6 @@ checkpoints are of these), AWQ (arXiv 2306.00978) as AutoAWQ writes it, and GPTQ
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import transformers
 from safetensors import safe_open
 from transformers import AutoConfig
 
+from learners.base import quantization_of
 from learners.quantize import Quantized, unpack
 
 WORD = 32
@@ -25,12 +25,6 @@ AWQ_BITS, AWQ_ORDER = 4, [0, 4, 1, 5, 2, 6, 3, 7]
 
 Parts = Mapping[str, torch.Tensor]
 """What is stored of one linear module, by name."""
-
-
-def config_of(folder: Path) -> dict[str, Any] | None:
-    """What `config.json` says of quantization; None: nothing."""
-    found = json.loads((folder / "config.json").read_text()).get("quantization_config")
-    return dict(found) if found else None
 
 
 def refusal(config: Mapping[str, Any]) -> str | None:
@@ -51,7 +45,7 @@ def load(folder: Path, dtype: torch.dtype) -> Any:
 
 def read(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The whole checkpoint as plain weights, dequantized in fp32, then rounded to `dtype`. `refusal` must have none."""
-    config = config_of(folder) or {}
+    config = quantization_of(folder) or {}
     layout = FORMATS[config["quant_method"]]
     stored: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):

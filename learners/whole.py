@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from learners import adapter, dequantize, precision
-from learners.base import BaseModel, write_whole
+from learners import adapter, precision
+from learners.base import BaseModel, quantization_of, write_whole
 from learners.comparison import NEUTRAL
 from learners.encode import Encoded, Unencodable, encode
 from learners.evaluate import distributions, divergence, score
@@ -71,7 +71,7 @@ def tune(
     Each row has `slice`, `split`, `messages` and `reply`, as `learnd examples` gives them; `settings` are learning settings by
     name. Raises `Untunable` for a quantized base, for nothing to train on, and when `out` is there already.
     """
-    if dequantize.config_of(base.path):
+    if quantization_of(base.path):
         raise Untunable(f"{base.path} is quantized: tune the weights that it was made from, then quantize what comes of it")
     if out.exists():
         raise Untunable(f"{out} is there already: name a folder that is not")

@@ -13,7 +13,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import ray
@@ -23,7 +22,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.serve.config import HTTPOptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from learners.base import BaseMissing, BaseModel, preparing, refuse_another
+from learners.base import BaseMissing, BaseModel, preparing, refuse_another, refuse_floats
 from service.api import build
 from service.artifacts import validator
 from service.engines.base import Engine
@@ -78,10 +77,12 @@ def _cpus_needed(settings: Settings) -> int:
 
 
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator] # ray is untyped
-def _prepare(source: str, quantization: str, versions: Path) -> Iterator[str | BaseModel]:
-    for told in preparing(source, quantization):
+def _prepare(settings: Settings) -> Iterator[str | BaseModel]:
+    for told in preparing(settings.base.source, settings.base.quantization):
         if isinstance(told, BaseModel):
-            refuse_another(told, versions)
+            refuse_another(told, settings.data_dir / "versions")
+            if not settings.engine.gpus:
+                refuse_floats(told)
         yield told
 
 
@@ -91,7 +92,7 @@ def prepare(settings: Settings, say: Callable[[str], None]) -> BaseModel:
     Quantizing takes minutes, so `say` is told of each step. Raises `BaseUnavailable`.
     """
     try:
-        for step in _prepare.remote(settings.base.source, settings.base.quantization, settings.data_dir / "versions"):
+        for step in _prepare.remote(settings):
             told: str | BaseModel = ray.get(step)
             if isinstance(told, BaseModel):
                 return told

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from learners import adapter, calibrate, compressed, dequantize
 from learners import base as bases
-from learners.base import BaseMissing, adaptable_modules, is_quantized, prepare, preparing
+from learners.base import BaseMissing, adaptable_modules, is_quantized, prepare, preparing, quantization_of
 from learners.calibrate import TooCoarse, quantize
 from learners.quality import Quality
 from learners.quantize import SCHEMES, round_to_nearest, unpack
@@ -60,8 +60,8 @@ def test_the_checkpoint_is_smaller_and_whole(made, base):
     assert adaptable_modules(folder) == adaptable_modules(base.path)
     assert quality.bytes_quantized < quality.bytes_base
     assert json.loads((folder / "quantization.json").read_text())["kl"] == quality.kl
-    assert dequantize.refusal(dequantize.config_of(folder)) is None
-    assert dequantize.config_of(base.path) is None
+    assert dequantize.refusal(quantization_of(folder)) is None
+    assert quantization_of(base.path) is None
 
 
 @pytest.mark.filterwarnings("ignore")  # the library compiles at import with what torch calls old, and speaks of its own use
@@ -94,7 +94,7 @@ def test_a_tied_head_is_stored_once_and_trains_as_it_serves(tied, tmp_path):
     quality = quantize(tied, tmp_path, "int8")
     stored = load_file(tmp_path / "model.safetensors")
     assert not [key for key in stored if key.startswith("lm_head")]
-    described = dequantize.config_of(tmp_path)
+    described = quantization_of(tmp_path)
     assert described["ignore"] == ["lm_head"], "else the library would take it for one of the layers' modules"
     assert described["config_groups"]["group_1"]["targets"] == ["Embedding"]
     model, _ = adapter.load_base(tmp_path, "float32")

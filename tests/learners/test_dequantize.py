@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from learners import adapter, dequantize
-from learners.base import BaseMissing, adaptable_modules, prepare
+from learners.base import BaseMissing, adaptable_modules, prepare, refuse_floats
 from learners.quantize import pack
 
 with warnings.catch_warnings(action="ignore"):  # it compiles at import, with parts of torch that torch calls old
@@ -166,6 +167,15 @@ def test_what_would_be_misread_is_refused(base, tmp_path, config, why):
     (folder / "config.json").write_text(json.dumps(described))
     with pytest.raises(BaseMissing, match=f"cannot train on: .*{why}.*base.quantization"):
         prepare(str(folder), tmp_path)
+
+
+def test_floats_are_refused_where_there_is_no_gpu(made, request):
+    """Whoever wrote them: as the setting's own are."""
+    found = prepare(str(made[0]), made[0].parent / "cache")
+    is_float = request.node.callspec.params["made"].startswith("floats")
+    refused = pytest.raises(BaseMissing, match=r"8-bit floats, which are for GPUs.*engine\.gpus")
+    with refused if is_float else nullcontext():
+        refuse_floats(found)
 
 
 @pytest.mark.parametrize(
